@@ -1,0 +1,32 @@
+"""What every test starts from: fixed seeds, few threads, and a marker on notebook cells."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+def pytest_configure(config):
+    """Leave the cores to the workers when there are several."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark notebook cells, so that `-m nbval` and `-m "not nbval"` choose between them and plain tests."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.nbval)
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    """The same random numbers in every test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,396 @@
+"""Reading, writing, 8-bit RGB, and the way to the model's square and back."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ullsam.data.io import Square, from_square, read_image, read_labels, to_rgb8, to_square, write_labels
+from ullsam.errors import InputError
+
+SIDES = st.integers(2, 90)
+PLACEMENTS = st.sampled_from(["corner", "center"])
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def write_png(path, array):
+    """OpenCV takes BGR; give it our RGB(A) the right way round."""
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    cv2.imwrite(str(path), array if array.ndim == 2 else array[..., order[array.shape[2]]])
+    return path
+
+
+def says(path, *words):
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert path.name in message and message.endswith(".") and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+# reading
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("channels", [None, 3, 4])
+def test_what_was_written_is_read(tmp_path, suffix, channels):
+    image = noise(7, 5) if channels is None else noise(7, 5, channels)
+    if suffix == ".bmp" and channels == 4:
+        pytest.skip("OpenCV writes no alpha to bmp")
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, image, photometric="minisblack" if channels is None else "rgb")
+    else:
+        write_png(path, image)
+    np.testing.assert_array_equal(read_image(path), image)
+
+
+def test_jpg_is_rgb(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    r, g, b = read_image(write_png(tmp_path / "a.jpg", red))[8, 8].astype(int)
+    assert r > 240 and g < 15 and b < 15
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int16, np.uint32])
+def test_tif_keeps_its_dtype(tmp_path, dtype):
+    image = noise(6, 4, dtype=np.uint16).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    read = read_image(tmp_path / "a.tif")
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, image)
+
+
+def test_16_bit_png_stays_16_bit(tmp_path):
+    image = noise(6, 4, dtype=np.uint16)
+    read = read_image(write_png(tmp_path / "a.png", image))
+    assert read.dtype == np.uint16
+    np.testing.assert_array_equal(read, image)
+
+
+@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"ome": True}])
+def test_page_picks_a_plane_of_a_stack(tmp_path, options):
+    stack = noise(6, 9, 8, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, metadata={"axes": "ZYX"}, **options)
+    for page in (0, 5):
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif", page), stack[page])
+    for page in (6, -1):
+        with pytest.raises(InputError, match="has 6 pages"):
+            read_image(tmp_path / "a.tif", page)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_page_of_a_stack_with_channels_last(tmp_path, channels):
+    stack = noise(4, 9, 8, channels)
+    tifffile.imwrite(tmp_path / "a.tif", stack)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 3), stack[3])
+
+
+@pytest.mark.parametrize("axes", ["ZCYX", "CZYX"])
+def test_page_of_a_hyperstack_has_all_channels(tmp_path, axes):
+    stack = noise(4, 2, 9, 8)  # Z C Y X
+    written = stack if axes == "ZCYX" else stack.swapaxes(0, 1)
+    tifffile.imwrite(tmp_path / "a.ome.tif", written, ome=True, metadata={"axes": axes})
+    np.testing.assert_array_equal(read_image(tmp_path / "a.ome.tif", 3), np.moveaxis(stack[3], 0, -1))
+
+
+def test_pages_of_different_sizes(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(noise(9, 8))
+        tif.write(noise(5, 6))
+    assert read_image(tmp_path / "a.tif", 1).shape == (5, 6)
+
+
+def test_indexed_tif_is_looked_up_as_image_and_kept_as_labels(tmp_path):
+    ids = np.array([[0, 1], [2, 1]], np.uint8)
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, 1], colours[:, 2] = (65535, 0, 0), (0, 0, 25700)
+    tifffile.imwrite(tmp_path / "a.tif", ids, photometric="palette", colormap=colours)
+    image = read_image(tmp_path / "a.tif")
+    assert image.tolist() == [[[0, 0, 0], [255, 0, 0]], [[0, 0, 100], [255, 0, 0]]]
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), ids)
+
+
+def test_content_counts_more_than_the_suffix(tmp_path):
+    image = noise(5, 5, 3)
+    write_png(tmp_path / "a.png", image).rename(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), image)
+
+
+# bad files
+
+
+def test_missing_folder_and_empty(tmp_path):
+    says(tmp_path / "none.png", "does not exist")
+    (tmp_path / "dir.png").mkdir()
+    says(tmp_path / "dir.png", "is a folder")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    says(tmp_path / "empty.tif", "empty")
+    (tmp_path / "text.png").write_text("this is no image")
+    says(tmp_path / "text.png", "not an image")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_truncated_files_are_refused(tmp_path, suffix, share):
+    whole = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(whole, noise(64, 64, 3))
+    else:
+        write_png(whole, noise(64, 64, 3))
+    data = whole.read_bytes()
+    part = tmp_path / f"b{suffix}"
+    part.write_bytes(data[: int(len(data) * share)])
+    says(part, "damaged")
+
+
+def test_huge_is_said_before_decoding(tmp_path):
+    header = struct.pack(">IIBBBBB", 30000, 20000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(png)
+    says(tmp_path / "a.png", "30000 x 20000", "400 megapixels")
+    bmp = b"BM" + bytes(12) + struct.pack("<Iii", 40, 30000, -20000)
+    (tmp_path / "a.bmp").write_bytes(bmp)
+    says(tmp_path / "a.bmp", "30000 x 20000")
+    jpg = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08" + struct.pack(">HH", 20000, 30000) + bytes(20)
+    (tmp_path / "a.jpg").write_bytes(jpg)
+    says(tmp_path / "a.jpg", "30000 x 20000")
+    tifffile.imwrite(tmp_path / "a.tif", noise(9, 9), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+        tif.pages[0].tags["ImageWidth"].overwrite(30000)
+        tif.pages[0].tags["ImageLength"].overwrite(20000)
+    says(tmp_path / "a.tif", "30000 x 20000")
+
+
+def test_unusable_numbers_and_shapes(tmp_path):
+    bad = noise(4, 4).astype(np.float32)
+    for value in (np.nan, np.inf):
+        bad[1, 1] = value
+        tifffile.imwrite(tmp_path / "nan.tif", bad)
+        says(tmp_path / "nan.tif", "NaN or infinite")
+    tifffile.imwrite(tmp_path / "complex.tif", np.ones((4, 4), np.complex64))
+    says(tmp_path / "complex.tif", "complex64")
+    says(write_png(tmp_path / "line.png", noise(1, 9)), "9 x 1 pixels")
+    tifffile.imwrite(tmp_path / "c.ome.tif", noise(6, 9, 9), ome=True, metadata={"axes": "CYX"})
+    says(tmp_path / "c.ome.tif", "6 channels")
+
+
+def test_page_of_a_png(tmp_path):
+    with pytest.raises(InputError, match="has 1 page"):
+        read_image(write_png(tmp_path / "a.png", noise(4, 4)), page=1)
+
+
+# labels
+
+
+@pytest.mark.parametrize(("suffix", "top"), [(".png", 65535), (".tif", 65535), (".tiff", 70000), (".TIF", 3)])
+def test_ids_survive(tmp_path, suffix, top):
+    labels = np.array([[0, 1, 300], [top, 2, 0]])
+    write_labels(tmp_path / f"a{suffix}", labels)
+    read = read_labels(tmp_path / f"a{suffix}")
+    assert read.dtype == np.int32
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_bits_of_the_file(tmp_path):
+    write_labels(tmp_path / "a.tif", np.eye(3, dtype=np.int64))
+    write_labels(tmp_path / "b.tif", np.eye(3, dtype=np.int64) * 65536)
+    write_labels(tmp_path / "c.png", np.eye(3, dtype=bool))
+    assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint16
+    assert tifffile.imread(tmp_path / "b.tif").dtype == np.uint32
+    assert read_image(tmp_path / "c.png").dtype == np.uint16
+
+
+@given(labels=hnp.arrays(np.uint16, st.tuples(st.integers(2, 20), st.integers(2, 20))), tif=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_any_label_image_survives(tmp_path_factory, labels, tif):
+    path = tmp_path_factory.mktemp("labels") / ("a.tif" if tif else "a.png")
+    write_labels(path, labels)
+    np.testing.assert_array_equal(read_labels(path), labels)
+
+
+def test_labels_refused(tmp_path):
+    with pytest.raises(InputError, match="3 channels but a label image has one"):
+        read_labels(write_png(tmp_path / "rgb.png", noise(4, 4, 3)))
+    tifffile.imwrite(tmp_path / "float.tif", np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match="labels are integers"):
+        read_labels(tmp_path / "float.tif")
+    tifffile.imwrite(tmp_path / "minus.tif", -np.ones((4, 4), np.int16))
+    with pytest.raises(InputError, match="ids outside"):
+        read_labels(tmp_path / "minus.tif")
+    for labels, words in [
+        (np.ones((4, 4)), "labels are integers"),
+        (np.ones((4, 4, 3), int), "one \\(H, W\\) array"),
+        (-np.ones((4, 4), int), "ids outside"),
+        (np.full((4, 4), 70000), "use the suffix .tif"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            write_labels(tmp_path / "a.png", labels)
+    with pytest.raises(InputError, match="does not end in"):
+        write_labels(tmp_path / "a.jpg", np.eye(3, dtype=int))
+    with pytest.raises(InputError, match="does not exist"):
+        write_labels(tmp_path / "no" / "a.png", np.eye(3, dtype=int))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["float.tif", "minus.tif", "rgb.png"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_labels(tmp_path / "a.png", np.eye(3, dtype=int))
+
+    def fail(*_):
+        raise OSError("disk")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_labels(tmp_path / "a.png", np.zeros((3, 3), int))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.eye(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+# 8-bit RGB
+
+
+def test_channels():
+    a, b, c, d, e = (np.full((3, 4), v, np.uint8) for v in (1, 2, 3, 4, 5))
+    assert to_rgb8(a)[0, 0].tolist() == [1, 1, 1]
+    assert to_rgb8(a[..., None])[0, 0].tolist() == [1, 1, 1]
+    assert to_rgb8(np.dstack([a, b]))[0, 0].tolist() == [1, 2, 0]
+    for stack in ([a, b, c], [a, b, c, d], [a, b, c, d, e]):
+        assert to_rgb8(np.dstack(stack))[0, 0].tolist() == [1, 2, 3]
+
+
+def test_channels_first():
+    image = noise(2, 9, 8)
+    np.testing.assert_array_equal(to_rgb8(image), to_rgb8(np.moveaxis(image, 0, -1)))
+
+
+def test_stretch_by_hand():
+    image = np.array([[100, 200], [300, 610]], np.uint16)
+    assert to_rgb8(image)[..., 1].tolist() == [[0, 50], [100, 255]]
+    assert to_rgb8(np.array([[-1.0, 0.0], [0.5, 1.0]]))[..., 0].tolist() == [[0, 128], [191, 255]]
+    assert to_rgb8(np.array([[True, False], [False, True]]))[..., 2].tolist() == [[255, 0], [0, 255]]
+    two = np.dstack([image, np.full((2, 2), 7, np.uint16)])
+    assert to_rgb8(two)[1, 1].tolist() == [255, 0, 0]
+
+
+@given(
+    image=hnp.arrays(
+        st.sampled_from([np.int8, np.uint16, np.int64, np.float32, np.float64, np.float16]),
+        st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(1, 5)),
+        elements={"allow_nan": False, "allow_infinity": False},
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_order_of_values_survives(image):
+    out = to_rgb8(image)
+    assert out.dtype == np.uint8 and out.shape == (*image.shape[:2], 3)
+    before, after = image[..., 0].ravel(), out[..., 0].ravel()
+    order = np.argsort(before, kind="stable")
+    assert (np.diff(after[order].astype(int)) >= 0).all()
+    assert set(after) == {0} or (after.min() == 0 and after.max() == 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((0, 5)), "5 x 0 pixels"),
+        (np.zeros((5, 1)), "1 x 5 pixels"),
+        (np.zeros(5), "shape"),
+        (np.zeros((2, 4, 4, 3)), "shape"),
+        (np.zeros((8, 8, 6)), "6 channels"),
+        (np.full((3, 3), np.nan), "NaN"),
+        (np.full((3, 3), "a"), "<U1"),
+        (None, "shape"),
+    ],
+)
+def test_unusable_arrays(image, words):
+    with pytest.raises(InputError, match=f"^mine .*{words}"):
+        to_rgb8(image, "mine")
+
+
+# square
+
+
+def test_corner_and_center_by_hand():
+    corner, center = Square(20, 50, 100), Square(20, 50, 100, "center")
+    assert (corner.side, corner.scale, corner.offset) == (50, 2.0, (0, 0))
+    assert center.offset == (0, 15)
+    # the centre of pixel (0, 0) lies 0.5 from its corner, 1 model pixel after doubling, index 0.5
+    assert corner.points_in([0, 0]).tolist() == [0.5, 0.5]
+    assert center.points_in([[3, 2]]).tolist() == [[6.5, 34.5]]
+    assert corner.boxes_in([[1, 2, 3, 4]]).tolist() == [[2.5, 4.5, 6.5, 8.5]]
+    assert Square(21, 50, 100, "center").offset == (0, 14)
+
+
+@given(SIDES, SIDES, st.integers(4, 1024), PLACEMENTS, st.lists(st.floats(-50, 500), min_size=2, max_size=2))
+def test_points_go_there_and_back(height, width, size, placement, xy):
+    square = Square(height, width, size, placement)
+    there = square.points_in(xy)
+    assert there.dtype == np.float32
+    np.testing.assert_allclose(square.points_out(there), xy, rtol=1e-4, atol=1e-3)
+
+
+@given(SIDES, SIDES, PLACEMENTS, st.integers(0, 10**6))
+@settings(deadline=None)
+def test_native_size_is_exact(height, width, placement, seed):
+    """Where the model's side equals the image's longer side nothing is resampled, both ways."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    padded, square = to_square(image, max(height, width), placement)
+    back = from_square(torch.from_numpy(padded).permute(2, 0, 1).float(), square)
+    np.testing.assert_array_equal(back.permute(1, 2, 0).numpy(), image)
+    assert padded.sum(dtype=np.int64) == image.sum(dtype=np.int64)  # the rest is zero
+
+
+@given(SIDES, SIDES, PLACEMENTS, st.integers(16, 128))
+@settings(deadline=None, max_examples=50)
+def test_a_constant_comes_back_constant(height, width, placement, size):
+    square = Square(height, width, size, placement)
+    out = from_square(torch.full((2, size // 4, size // 4), 3.5), square)
+    assert out.shape == (2, height, width)
+    torch.testing.assert_close(out, torch.full_like(out, 3.5))
+
+
+@given(st.integers(8, 60), st.integers(8, 60), PLACEMENTS, st.sampled_from([1, 2, 4]), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_pixel_lands_where_its_point_lands(height, width, placement, factor, data):
+    """A bright pixel, its point in the model's square, and its way back agree."""
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y, x] = 255
+    model, square = to_square(image, max(height, width) * factor, placement)
+    px, py = np.rint(square.points_in([x, y]) - 1e-3).astype(int)
+    assert model[py, px, 0] == model.max() > 100
+    logits = torch.zeros(1, square.size, square.size)
+    logits[0, py, px] = 1.0
+    back = from_square(logits, square)[0].numpy()
+    if back.max() > 0:
+        by, bx = np.unravel_index(back.argmax(), back.shape)
+        assert abs(by - y) <= 1 and abs(bx - x) <= 1
+
+
+def test_half_plane_returns_to_its_side():
+    square = Square(40, 80, 64, "center")
+    logits = torch.full((1, 16, 16), -5.0)
+    logits[:, :, 8:] = 5.0
+    mask = from_square(logits, square)[0] > 0
+    assert not mask[:, :40].any() and mask[:, 40:].all()
+
+
+def test_no_instances_and_bad_arguments():
+    assert from_square(torch.zeros(0, 4, 4), Square(5, 6, 16)).shape == (0, 5, 6)
+    with pytest.raises(InputError, match="use 'corner' or 'center'"):
+        Square(5, 5, 8, "middle")
+    with pytest.raises(InputError, match="at least 1"):
+        Square(5, 5, 0)
+    with pytest.raises(InputError, match="to_rgb8"):
+        to_square(np.zeros((4, 4, 3)), 8)

@@ -1,0 +1,145 @@
+"""Settings of a model and of a training run: frozen dataclasses, one comment per field, and the presets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from ullsam.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Sizes of the SAM part; the defaults are SAM ViT-B/16 (Kirillov et al. 2023)."""
+
+    image_size: int = 1024  # S: side of the square image that the encoder sees, pixels
+    patch_size: int = 16  # side of one patch; the feature grid is S / patch_size
+    embed_dim: int = 768  # width of the vision transformer
+    depth: int = 12  # number of transformer blocks
+    num_heads: int = 12  # attention heads per block
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)  # blocks that see the whole grid
+    window_size: int = 14  # side of the attention windows in the other blocks, patches
+    use_rel_pos: bool = True  # SAM's decomposed relative position in the attention
+    out_chans: int = 256  # C: channels of features, prompts and decoder
+    decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
+    mask_in_chans: int = 16  # channels of the mask-prompt encoder
+    stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
+    preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
+    placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
+
+    @property
+    def grid(self) -> int:
+        """Side of the feature grid, in patches."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """Which language model, and how it is adapted."""
+
+    name: str = "internlm/internlm2_5-1_8b-chat"  # "debug", "smollm2", or a Hugging Face name or folder
+    lora_rank: int = 0  # 0: the LLM's own weights are trained in stage 2; > 0: LoRA adapters of this rank
+    lora_alpha: int = 32  # LoRA scale is lora_alpha / lora_rank
+    # the chat template; all text before the image is constant, so that knowledge depends on the image alone
+    before_image: str = "<|im_start|>user\nDescribe the image in detail\n<img>"  # up to the image tokens
+    after_image: str = "</img>"  # right after the image tokens; a question follows on a new line
+    answer: str = "<|im_end|>\n<|im_start|>assistant\n"  # between the user's turn and the answer
+    end: str = "<|im_end|>"  # closes the answer
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole uLLSAM: SAM, the language model, and the module that joins them."""
+
+    name: str = "paper"  # name shown in tables
+    sam: SamConfig = SamConfig()  # the segmentation half
+    llm: LlmConfig | None = LlmConfig()  # the language half; None for a plain SAM
+    vlsa: str = "paper"  # registered VLSA variant; "none" leaves SAM as it is
+    vlsa_options: dict = field(default_factory=dict)  # keyword arguments of the variant
+    shuffle_ratio: float = 0.5  # pixel shuffle: each side of the grid shrinks by this factor
+
+    def to_dict(self) -> dict:
+        """The settings as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ModelConfig:
+        """Builds the settings back from `to_dict`; an unknown field is an error that names it."""
+        values = dict(values)
+        values["sam"] = _from_dict(SamConfig, values.get("sam") or {})
+        values["llm"] = _from_dict(LlmConfig, values["llm"]) if values.get("llm") else None
+        return _from_dict(cls, values)
+
+
+def _from_dict(cls, values: dict):
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}.")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+# The official training template, with its system message (InternVL's): "You are the multimodal model InternVL ..."
+INTERNVL = LlmConfig(
+    before_image="<s><|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。<|im_end|><|im_start|>user\nDescribe the image in detail\n<img>",
+    answer="<|im_end|><|im_start|>assistant\n",
+)
+
+DEBUG = ModelConfig(
+    name="debug",
+    sam=SamConfig(
+        image_size=64, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=2,
+        out_chans=32, decoder_mlp_dim=64, mask_in_chans=8,
+    ),
+    llm=LlmConfig(name="debug"),
+)  # fmt: skip
+
+TINY = ModelConfig(
+    name="tiny",
+    sam=SamConfig(
+        image_size=512, embed_dim=256, depth=8, num_heads=8, global_attn_indexes=(3, 7), window_size=8,
+        use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(32, 64, 128),
+    ),
+    llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
+)  # fmt: skip
+
+PRESETS = {"debug": DEBUG, "tiny": TINY, "paper": ModelConfig(llm=INTERNVL)}
+
+
+def preset(name: str, **changes) -> ModelConfig:
+    """The preset `name` ("debug", "tiny" or "paper"), with top-level fields replaced by `changes`."""
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    return replace(PRESETS[name], **changes)
+
+
+def fast() -> bool:
+    """True where ULLSAM_FAST asks for short runs (tests, first looks); the only reader of that variable."""
+    return os.environ.get("ULLSAM_FAST", "") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training stage; the defaults are shared by all stages, `STAGES` in train.py holds what differs."""
+
+    stage: int = 3  # 1 alignment, 2 fine-tuning on captions, 3 interactive segmentation
+    steps: int = 1000  # optimiser steps
+    batch_size: int = 8  # images per optimiser micro-step
+    accumulate: int = 1  # micro-steps per optimiser step
+    lr: float = 1e-3  # peak learning rate (AdamW)
+    weight_decay: float = 0.01  # on matrices only; norms, biases, embeddings and scalars have none
+    warmup: int = 50  # optimiser steps of linear warm-up
+    final_lr: float = 0.02  # share of the peak that the cosine schedule ends at
+    clip: float = 1.0  # maximum gradient norm
+    seed: int = 0  # decides initial data order, crops, points and noise
+    precision: str = "no"  # accelerate's mixed precision: "no" or "bf16"
+    view: int = 0  # side of the training crops in pixels; 0: the model's whole image
+    instances: int = 4  # at most so many objects per image
+    prompts: tuple[tuple[int, int], ...] = ((1, 3),)  # (positive, negative) counts, one drawn per step
+    box_share: float = 0.0  # share of steps whose prompt is a box instead of points
+    iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
+    balance: bool = False  # weigh BCE so that inside and outside of each object count the same
+    save_every: int = 200  # optimiser steps between checkpoints
+    log_every: int = 10  # optimiser steps between log lines
+    workers: int = 0  # data-loading processes

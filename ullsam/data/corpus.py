@@ -1,0 +1,183 @@
+"""A folder of images with instance masks: images/, masks/, images.csv and meta.json."""
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ullsam.data.io import IMAGE_SUFFIXES, read_image, read_labels, to_rgb8
+from ullsam.errors import InputError
+
+
+@dataclass
+class Sample:
+    """One image with its instances.
+
+    `image` is uint8 (H, W, 3), `labels` int32 (H, W) with 0 background, `meta` the dataset's facts.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    meta: dict = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of images.csv with the paths of its two files."""
+
+    file: str
+    source_id: str | None
+    split: str | None
+    image_path: Path
+    mask_path: Path
+
+
+class Corpus:
+    """One dataset folder.
+
+    Without images.csv every file of images/ is a record of split None, without meta.json `meta` is empty.
+
+    Args:
+        folder: holds images/ and masks/ with files of the same names.
+
+    Raises:
+        InputError: the folder, its images or a column is missing, or a file of facts cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / "images").is_dir():
+            raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
+        self.meta = _read_meta(self.folder / "meta.json")
+        self.name = str(self.meta.get("name", self.folder.resolve().name))
+        self.records = [self._record(row) for row in self._rows()]
+        if not self.records:
+            raise InputError(f"{self.folder} has no images; put png, jpg, tif or bmp files in images/.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r}, {len(self)} images)"
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits, sorted."""
+        return sorted({record.split for record in self.records if record.split is not None})
+
+    def select(self, split: str | None) -> list[Record]:
+        """Return the records of one split, or all of them for None.
+
+        Raises:
+            InputError: no record has this split.
+        """
+        if split is None:
+            return list(self.records)
+        chosen = [record for record in self.records if record.split == split]
+        if not chosen:
+            known = ", ".join(self.splits) or "none, use split None"
+            raise InputError(f"{self.name} has no split {split!r}; the splits that exist: {known}.")
+        return chosen
+
+    def read(self, record: Record) -> Sample:
+        """Read the image and the mask of one record.
+
+        Returns:
+            Sample whose meta is the corpus's meta with the record's file, source_id and split.
+
+        Raises:
+            InputError: a file cannot be read, or the two sizes differ.
+        """
+        image = to_rgb8(read_image(record.image_path), str(record.image_path))
+        if not record.mask_path.is_file():
+            raise InputError(f"{record.mask_path} is missing, the mask of {record.image_path}; "
+                             "put a mask of the same name in masks/.")
+        labels = read_labels(record.mask_path)
+        if labels.shape != image.shape[:2]:
+            raise InputError(f"{record.mask_path} has {_size(labels)} pixels but {record.image_path} has "
+                             f"{_size(image)}; make both the same size.")
+        facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
+        return Sample(image, labels, {**self.meta, **facts}, f"{self.name}/{Path(record.file).stem}")
+
+    def _rows(self) -> list[dict]:
+        table = self.folder / "images.csv"
+        if table.is_file():
+            return _read_table(table)
+        files = sorted((self.folder / "images").iterdir())
+        return [{"file": f.name} for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
+
+    def _record(self, row: dict) -> Record:
+        file = row["file"]
+        paths = self.folder / "images" / file, _mask_path(self.folder / "masks", file)
+        return Record(file, row.get("source_id") or None, row.get("split") or None, *paths)
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def _mask_path(folder: Path, file: str) -> Path:
+    """The mask of the image's name, or of its stem as png or tif (an image may be a jpg, a mask never is)."""
+    stem = Path(file).stem
+    options = [folder / file, folder / f"{stem}.png", folder / f"{stem}.tif", folder / f"{stem}.tiff"]
+    return next((path for path in options if path.is_file()), options[0])
+
+
+def _read_meta(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); correct or remove it.") from error
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} holds a {type(meta).__name__}; write one JSON object of names and values.")
+    return meta
+
+
+def _read_table(path: Path) -> list[dict]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable csv table ({error}); save it as UTF-8 csv.") from error
+    if any(not row.get("file") for row in rows):
+        raise InputError(f"{path} has rows without a value in the column 'file'; name the image in each row.")
+    return rows
+
+
+def data_root(folder: str | Path | None = None) -> Path:
+    """Find the folder of all datasets: the one given, else the one that ULLSAM_DATA names.
+
+    Raises:
+        InputError: nothing names a folder, or the folder does not exist.
+    """
+    named = folder if folder is not None else os.environ.get("ULLSAM_DATA")
+    how = "set ULLSAM_DATA to the folder of your datasets, or fill one with `python -m ullsam prepare-data`"
+    if not named:
+        raise InputError(f"no data folder is named; {how}.")
+    root = Path(named).expanduser()
+    if not root.is_dir():
+        raise InputError(f"the data folder {root} does not exist; {how}.")
+    return root
+
+
+def find_corpora(root: str | Path, role: str = "in_domain") -> list[Corpus]:
+    """Open every dataset of one role, sorted by folder name.
+
+    Args:
+        root: the folder of all datasets, see `data_root`.
+        role: its subfolder, "in_domain" or "out_of_domain".
+
+    Raises:
+        InputError: the subfolder is missing or holds no dataset.
+    """
+    folder = Path(root) / role
+    found = [path.parent for path in sorted(folder.glob("*/images")) if path.is_dir()]
+    if not found:
+        raise InputError(f"{folder} holds no dataset; each needs a folder with images/ and masks/ inside.")
+    return [Corpus(path) for path in found]

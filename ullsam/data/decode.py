@@ -1,0 +1,173 @@
+"""Turn the bytes of an image file into an array, or say in one sentence why that cannot be done."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ullsam.errors import InputError
+
+if TYPE_CHECKING:
+    from tifffile import TiffPageSeries
+
+MAX_PIXELS = 400_000_000
+MAX_CHANNELS = 5
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def decode(path: str | Path, page: int, palette: bool) -> np.ndarray:
+    """Decode a file by its content, whatever its suffix.
+
+    Args:
+        path: the image file.
+        page: which page of a tif, from 0.
+        palette: True looks indexed tif colours up, False keeps the indices.
+
+    Returns:
+        (H, W) or (H, W, C) array, not yet checked for its numbers.
+
+    Raises:
+        InputError: the file cannot be decoded, or has an unusable shape.
+    """
+    path = Path(path)
+    if _read_bytes(path, 4) in _TIFF_STARTS:
+        array = _guarded(path, lambda: _read_tiff(path, page, palette))
+    elif page != 0:
+        raise InputError(f"{path} has 1 page but page {page} was asked for; use page 0.")
+    else:
+        data = _read_bytes(path)
+        check_pixels(_header_size(data), path)
+        array = _guarded(path, lambda: _decode_cv2(data))
+    check_shape(array, str(path))
+    return array
+
+
+def _read_bytes(path: Path, count: int = -1) -> bytes:
+    """The first `count` bytes of a file, all for -1."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of one image file.")
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(count)
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+    if not data:
+        raise InputError(f"{path} is empty (0 bytes); copy or download the file again.")
+    return data
+
+
+def _guarded(path: Path, decoder: Callable[[], np.ndarray | None]) -> np.ndarray:
+    """Run a decoder; a damaged file makes decoders fail in many ways, all mean the same to the user."""
+    try:
+        array = decoder()
+    except InputError:
+        raise
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is damaged or in an unknown variant ({first_line.rstrip('.')}); "
+                         "open it in Fiji and save it as png or tif.") from error
+    if array is None:
+        raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.")
+    return array
+
+
+def _decode_cv2(data: bytes) -> np.ndarray | None:
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.ndim == 2:
+        return array
+    code = cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(array, code)
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that a png, bmp or jpg header announces, (0, 0) where it does not tell."""
+    if data.startswith(b"\x89PNG") and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])[::-1]
+    if data.startswith(b"BM") and len(data) >= 26:
+        width, height = struct.unpack("<ii", data[18:26])
+        return abs(height), abs(width)
+    return _jpeg_size(data) if data.startswith(b"\xff\xd8") else (0, 0)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Walk the segments of a jpg up to its frame header."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] in (0xC0, 0xC1, 0xC2):
+            return struct.unpack(">HH", data[at + 5:at + 9])
+        at += 2 + struct.unpack(">H", data[at + 2:at + 4])[0]
+    return 0, 0
+
+
+def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
+    """Read one page; all series of the file are counted through, in order."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as tif:
+        counts = [_count_pages(series) for series in tif.series]
+        total = sum(counts)
+        if not 0 <= page < total:
+            raise InputError(f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; "
+                             f"use a page from 0 to {total - 1}.")
+        which = int(np.searchsorted(np.cumsum(counts), page, side="right"))
+        array = _series_page(tif.series[which], page - sum(counts[:which]), path)
+        colormap = tif.series[which].keyframe.colormap
+    if palette and colormap is not None and array.ndim == 2:
+        return (np.moveaxis(np.asarray(colormap)[:, array], 0, -1) >> 8).astype(np.uint8)  # (H,W) -> (H,W,3)
+    return array
+
+
+def _tiff_axes(series: "TiffPageSeries") -> str:
+    """The axes of a series, with a short unnamed last axis recognised as channels."""
+    axes = series.axes
+    return axes[:-3] + "YXS" if axes.endswith("QYX") and series.shape[-1] <= MAX_CHANNELS else axes
+
+
+def _count_pages(series: "TiffPageSeries") -> int:
+    sizes = zip(_tiff_axes(series), series.shape, strict=True)
+    return int(np.prod([n for axis, n in sizes if axis not in "YXSC"]))
+
+
+def _series_page(series: "TiffPageSeries", index: int, path: Path) -> np.ndarray:
+    """One (H, W) or (H, W, C) page of a series, without reading the others where the file allows it."""
+    axes = _tiff_axes(series)
+    check_pixels(tuple(series.shape[axes.index(a)] for a in "YX"), path)
+    if len(series.pages) == _count_pages(series) and axes.endswith(series.keyframe.axes):
+        axes, array = series.keyframe.axes, series.pages[index].asarray()
+    else:
+        order = sorted(range(len(axes)), key=lambda i: axes[i] in "YXSC")  # stacks first, the plane last
+        array = series.asarray().transpose(order)
+        axes = "".join(axes[i] for i in order if axes[i] in "YXSC")
+        array = array.reshape(-1, *array.shape[array.ndim - len(axes):])[index]  # (Z,...,plane) -> plane
+    channel = next((i for i, axis in enumerate(axes) if axis in "SC"), None)
+    return array if channel is None else np.moveaxis(array, channel, -1)
+
+
+def check_pixels(size: tuple[int, int], path: str | Path) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"{path} has {size[1]} x {size[0]} pixels, over the limit of "
+                         f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller.")
+
+
+def check_shape(array: np.ndarray, name: str) -> None:
+    """Accept (H, W) and (H, W, 1..5) of at least 2 x 2 pixels."""
+    if array.ndim not in (2, 3):
+        raise InputError(f"{name} has shape {array.shape}; give one (H, W) or (H, W, C) image.")
+    if min(array.shape[:2]) < 2:
+        raise InputError(f"{name} is {array.shape[1]} x {array.shape[0]} pixels; give sides of 2 or more.")
+    if array.ndim == 3 and not 1 <= array.shape[2] <= MAX_CHANNELS:
+        raise InputError(f"{name} has {array.shape[2]} channels; use 1 to {MAX_CHANNELS}, "
+                         "or give one page of a stack.")
+    check_pixels(array.shape[:2], name)
+
+
+def check_numbers(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name} holds {array.dtype} values; convert it to integers or real floats.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{name} contains NaN or infinite values; replace them, e.g. with np.nan_to_num.")

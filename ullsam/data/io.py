@@ -1,0 +1,257 @@
+"""Read any microscopy image or label image, and go to a model's square input and back.
+
+Points are (x, y) in pixels; the integer pixel (x, y) is array[y, x] and its centre has integer coordinates.
+"""
+
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ullsam.data.decode import MAX_CHANNELS, check_numbers, check_shape, decode
+from ullsam.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def read_image(path: str | Path, page: int = 0) -> np.ndarray:
+    """Read one image with its own numbers.
+
+    Args:
+        path: a png, jpg, tif (8/16/32-bit, float, multi-page) or bmp file.
+        page: which page of a multi-page tif, from 0.
+
+    Returns:
+        (H, W) or (H, W, C) array of the file's dtype, colour as RGB(A); indexed colours are looked up.
+
+    Raises:
+        InputError: the file is missing, damaged, not an image, or holds what no model here can use.
+    """
+    array = decode(path, page, palette=True)
+    check_numbers(array, str(path))
+    return array
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label image: 0 is background, every other value is one instance.
+
+    Args:
+        path: a single-channel integer png, tif or bmp file.
+
+    Returns:
+        int32 (H, W), the ids unchanged.
+
+    Raises:
+        InputError: the file cannot be read, or is a colour or float image.
+    """
+    array = decode(path, 0, palette=False)
+    if array.ndim == 3:
+        raise InputError(f"{path} has {array.shape[2]} channels but a label image has one; "
+                         "save the instance ids as a 16-bit grey png or tif.")
+    return _as_labels(array, str(path))
+
+
+def _as_labels(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind not in "bui":
+        raise InputError(f"{name} holds {array.dtype} values, labels are integers; round and convert them.")
+    if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
+        raise InputError(f"{name} has ids outside 0 to {np.iinfo(np.int32).max}; renumber the instances.")
+    return array.astype(np.int32)
+
+
+def write_labels(path: str | Path, labels: np.ndarray) -> None:
+    """Write a label image in one step: a reader sees the old file or the whole new one.
+
+    Args:
+        path: ends in .png, .tif or .tiff; its folder exists.
+        labels: integer or bool (H, W), 0 background; written with 16 bits, 32 where an id exceeds 65535.
+
+    Raises:
+        InputError: the array is no label image, the suffix is another one, or a png would need 32 bits.
+    """
+    path, labels = Path(path), np.asarray(labels)
+    if labels.ndim != 2:
+        raise InputError(f"labels have shape {labels.shape}; give one (H, W) array of instance ids.")
+    check_shape(labels, "labels")
+    labels = _as_labels(labels, "labels")
+    wide = labels.max() > np.iinfo(np.uint16).max
+    content = _encode_labels(path, labels.astype(np.uint32 if wide else np.uint16))
+    _write_atomic(path, content)
+
+
+def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        import tifffile
+
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, labels, compression="zlib", photometric="minisblack")
+        return buffer.getvalue()
+    if suffix != ".png":
+        raise InputError(f"{path} does not end in .png, .tif or .tiff; labels are written in these formats.")
+    if labels.dtype != np.uint16:
+        raise InputError(f"{path} cannot hold id {labels.max()}, a png has 16 bits; use the suffix .tif.")
+    return cv2.imencode(".png", labels)[1].tobytes()
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist; create it first.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """Show any image to the model as 8-bit RGB.
+
+    uint8 is kept as it is, bool becomes 0 and 255, every other dtype is stretched per channel so that its
+    minimum becomes 0 and its maximum 255 (a constant channel becomes 0). Grey fills three equal channels, two
+    channels become (a, b, 0), of four or five the first three are kept.
+
+    Args:
+        image: numeric (H, W), (H, W, C) or (C, H, W) array, C at most 5.
+        name: what an error message calls the image.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        InputError: another shape, non-numeric, NaN or infinite values.
+    """
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
+        image = np.moveaxis(image, 0, -1)  # (C,H,W) -> (H,W,C)
+    check_shape(image, name)
+    check_numbers(image, name)
+    channels = [_stretch(c) for c in (np.moveaxis(image, -1, 0)[:3] if image.ndim == 3 else image[None])]
+    if len(channels) == 1:
+        channels = channels * 3
+    if len(channels) == 2:
+        channels.append(np.zeros_like(channels[0]))
+    return np.stack(channels, axis=-1)  # 3 x (H,W) -> (H,W,3)
+
+
+def _stretch(channel: np.ndarray) -> np.ndarray:
+    """One (H, W) channel as uint8."""
+    if channel.dtype == np.uint8:
+        return channel
+    if channel.dtype == bool:
+        return channel.astype(np.uint8) * np.uint8(255)
+    half = channel.astype(np.float64) / 2  # halves, so that the range of extreme floats does not overflow
+    low, span = half.min(), half.max() - half.min()
+    if span == 0:
+        return np.zeros(channel.shape, np.uint8)
+    return np.rint((half - low) / span * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Square:
+    """How an image of height x width pixels lies in a model's square input of size x size pixels.
+
+    `placement` "corner" pads bottom and right (SAM, micro-sam), "center" all around (the official app).
+    """
+
+    height: int
+    width: int
+    size: int
+    placement: str = "corner"
+
+    def __post_init__(self) -> None:
+        if self.placement not in ("corner", "center"):
+            raise InputError(f"placement is {self.placement!r}; use 'corner' or 'center'.")
+        if min(self.height, self.width, self.size) < 1:
+            raise InputError(f"height, width and size are {self.height}, {self.width} and {self.size}; "
+                             "use at least 1.")
+
+    @property
+    def side(self) -> int:
+        """Side of the padded image before it is resized, in pixels."""
+        return max(self.height, self.width)
+
+    @property
+    def scale(self) -> float:
+        """Model pixels per image pixel."""
+        return self.size / self.side
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """(x0, y0) of the image's first pixel in the padded image."""
+        if self.placement == "corner":
+            return 0, 0
+        return (self.side - self.width) // 2, (self.side - self.height) // 2
+
+    def points_in(self, xy: np.ndarray) -> np.ndarray:
+        """Map (..., 2) points from image pixels to model pixels, float32."""
+        moved = np.asarray(xy, np.float64) + 0.5 + np.array(self.offset)
+        return (moved * self.scale - 0.5).astype(np.float32)
+
+    def points_out(self, xy: np.ndarray) -> np.ndarray:
+        """Map (..., 2) points from model pixels to image pixels, float32; the inverse of `points_in`."""
+        moved = (np.asarray(xy, np.float64) + 0.5) / self.scale
+        return (moved - 0.5 - np.array(self.offset)).astype(np.float32)
+
+    def boxes_in(self, xyxy: np.ndarray) -> np.ndarray:
+        """Map (..., 4) boxes (x0, y0, x1, y1) from image pixels to model pixels, float32."""
+        boxes = np.asarray(xyxy)
+        corners = boxes.reshape(*boxes.shape[:-1], 2, 2)  # (..., 4) -> (..., 2, 2)
+        return self.points_in(corners).reshape(boxes.shape)  # (..., 2, 2) -> (..., 4)
+
+
+def to_square(image: np.ndarray, size: int, placement: str = "corner") -> tuple[np.ndarray, Square]:
+    """Zero-pad an image to a square and resize it to the model's side.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: S, the model's side in pixels.
+        placement: "corner" or "center", see `Square`.
+
+    Returns:
+        uint8 (S, S, 3) and the Square that leads back.
+
+    Raises:
+        InputError: the image is not uint8 RGB.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"image is {image.dtype} {image.shape}, not uint8 (H, W, 3); use to_rgb8 first.")
+    square = Square(image.shape[0], image.shape[1], size, placement)
+    x0, y0 = square.offset
+    padded = np.zeros((square.side, square.side, 3), np.uint8)
+    padded[y0:y0 + square.height, x0:x0 + square.width] = image
+    if square.side == size:
+        return padded, square
+    method = cv2.INTER_AREA if square.scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(padded, (size, size), interpolation=method), square
+
+
+def from_square(logits: "torch.Tensor", square: Square) -> "torch.Tensor":
+    """Bring low-resolution mask logits back to the image's own grid.
+
+    Args:
+        logits: float (I, h, w) over the whole model square.
+        square: what `to_square` returned.
+
+    Returns:
+        float (I, H, W), bilinear, without the padding.
+    """
+    import torch.nn.functional as F
+
+    x0, y0 = square.offset
+    if logits.shape[0] == 0:
+        return logits.new_empty((0, square.height, square.width))
+    full = F.interpolate(logits[None], (square.side, square.side), mode="bilinear", align_corners=False)[0]
+    return full[:, y0:y0 + square.height, x0:x0 + square.width]  # (I,side,side) -> (I,H,W)

@@ -1,0 +1,217 @@
+"""uLLSAM itself: SAM, the projection, the language model and VLSA put together; saving and loading."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ullsam import sam as sam_parts
+from ullsam.config import ModelConfig, preset
+from ullsam.data.io import Square, to_rgb8, to_square
+from ullsam.errors import InputError
+from ullsam.llm import LanguageModel, load_llm
+from ullsam.sam import ImageFeatures, Prompts, build_sam, per_instance
+from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa
+
+SHIPPED = {"tiny": "ullsam-tiny", "usam-tiny": "usam-tiny"}  # names of the weights in data/weights
+
+
+class ULLSAM(nn.Module):
+    """SAM guided by a language model; with `llm=None` or the variant "none" it is a plain SAM (the uSAM baseline).
+
+    Letters: B images, I objects per image, P points, N image tokens, D LLM width, C SAM width, h w feature grid.
+    Source: paper, section 3.2 and Fig. 2.
+    """
+
+    def __init__(self, config: ModelConfig, sam: nn.Module, llm: LanguageModel | None = None):
+        super().__init__()
+        self.config, self.sam, self.llm = config, sam, llm
+        c = config.sam
+        self.projection = self.vlsa = None
+        if llm is not None:
+            self.projection = VisionProjection(c.out_chans, llm.dim, config.shuffle_ratio)
+        if llm is not None and config.vlsa != "none":
+            shape = VlsaShape(llm.dim, c.out_chans, (c.grid, c.grid), config.shuffle_ratio)
+            self.vlsa = build_vlsa(config.vlsa, shape, **config.vlsa_options)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, seed: int = 0, pretrained_llm: bool = True) -> ULLSAM:
+        """A model with random SAM, projection and VLSA weights (by `seed`) around the language model of the config."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            llm = load_llm(config.llm, pretrained_llm) if config.llm else None
+            return cls(config, build_sam(config.sam), llm).eval()
+
+    @classmethod
+    def from_preset(cls, name: str, seed: int = 0, **changes) -> ULLSAM:
+        """`from_config` for the preset "debug", "tiny" or "paper", with top-level settings replaced by `changes`."""
+        return cls.from_config(preset(name, **changes), seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def preprocess(self, images: list[np.ndarray]) -> tuple[Tensor, list[Square]]:
+        """Images of any size and type -> normalised pixels (B, 3, S, S) and the geometry that leads back."""
+        c = self.config.sam
+        pairs = [to_square(to_rgb8(image), c.image_size, c.placement) for image in images]
+        pixels = torch.from_numpy(np.stack([square for square, _ in pairs])).to(self.device)  # (B, S, S, 3)
+        return sam_parts.normalise(pixels, c.preprocessing), [geometry for _, geometry in pairs]
+
+    def encode(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
+        """Normalised pixels (B, 3, s, s) -> features; `origin` places a window on the canvas, see `sam.encode_image`."""
+        return sam_parts.encode_image(self.sam.image_encoder, pixels, origin)
+
+    def image_tokens(self, features: ImageFeatures) -> Tensor:
+        """Features -> image tokens (B, N, D) for the language model. No gradient flows back into the encoder."""
+        if self.projection is None:
+            raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
+        return self.projection(features.embedding.detach())
+
+    def knowledge(self, features: ImageFeatures) -> Tensor | None:
+        """Vision-language knowledge of B images, once per image; None where the model has no VLSA.
+
+        Source: paper, Eq. 1 and 2. The text before the image is constant and the model causal, so this depends on the
+        image alone.
+        """
+        return None if self.vlsa is None else self.vlsa(self.llm.hidden(self.image_tokens(features)))
+
+    def segment(
+        self, features: ImageFeatures, prompts: Prompts, knowledge: Tensor | None = None, origin: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, I, 4, 4h, 4w) and estimated IoU (B, I, 4) of I prompted objects in each of B images.
+
+        Without knowledge, or with a mask prompt (whose embedding takes the dense prompt's place), this is SAM.
+        Entry 0 of the third axis is the single mask, 1..3 are SAM's candidates for an ambiguous click.
+        """
+        (left, top), (h, w) = origin, features.embedding.shape[2:]
+        prompts = _shifted(prompts, left * self.config.sam.patch_size, top * self.config.sam.patch_size)
+        sparse, dense = sam_parts.encode_prompts(self.sam.prompt_encoder, prompts)
+        dense = dense[:, :, :h, :w]  # a window needs only its part of the constant no-mask embedding
+        image_pe = self.sam.prompt_encoder.get_dense_pe()[:, :, top : top + h, left : left + w]
+        if knowledge is not None and prompts.masks is None:
+            sparse, dense = self.vlsa.inject(per_instance(knowledge, len(sparse)), sparse, dense)
+        logits, iou = sam_parts.decode_masks(self.sam.mask_decoder, features, image_pe, sparse, dense)
+        count = len(sparse) // len(features.embedding)
+        return logits.unflatten(0, (-1, count)), iou.unflatten(0, (-1, count))  # (B*I, ...) -> (B, I, ...)
+
+    @torch.no_grad()
+    def describe(self, image: np.ndarray | list[np.ndarray], question: str | None = None, max_new_tokens: int = 96):
+        """Words about one image (a string) or several (a list); a question is asked after the image.
+
+        Args:
+            image: an array (H, W[, C]) of any usual type, or a list of such arrays.
+            question: None asks for the description that the model was trained to give.
+            max_new_tokens: upper limit of the answer's length.
+        """
+        images = image if isinstance(image, list) else [image]
+        features = self.encode(self.preprocess(images)[0])
+        answers = self.llm_or_raise().generate(self.image_tokens(features), question, max_new_tokens)
+        return answers if isinstance(image, list) else answers[0]
+
+    def llm_or_raise(self) -> LanguageModel:
+        """The language model, or one sentence that says that this model has none."""
+        if self.llm is None:
+            raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
+        return self.llm
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: everything but language-model weights that come from elsewhere unchanged."""
+        return {k: v for k, v in self.state_dict().items() if not self._is_borrowed(k)}
+
+    def _is_borrowed(self, key: str) -> bool:
+        if not key.startswith("llm."):
+            return False
+        if self.config.llm.lora_rank:
+            return "lora_" not in key
+        return key == "llm.lm.lm_head.weight" and self.llm.lm.config.tie_word_embeddings
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes config.json and model.safetensors; each file is complete or absent.
+
+        Args:
+            folder: made if absent.
+            dtype: of the stored floats, for example torch.float16; None keeps them.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.own_state().items()}
+        save_file(state, folder / "model.safetensors.part")
+        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        (folder / "config.json.part").write_text(json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False))
+        os.replace(folder / "config.json.part", folder / "config.json")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ULLSAM:
+        """A model saved by `save_pretrained`, in float32; keys that are missing or left over are errors.
+
+        Raises:
+            InputError: the folder or a file is not there, damaged, or of another model.
+        """
+        folder = Path(folder)
+        model = cls.from_config(_read_config(folder))
+        state = _read_safetensors(folder / "model.safetensors")
+        borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
+        sam_parts.load_strict(model, state, folder, ignore=borrowed)
+        if model.llm is not None:
+            model.llm.merge_lora()
+        return model
+
+
+def load_parts(model: ULLSAM, folder: str | Path) -> None:
+    """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always.
+
+    Raises:
+        InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
+    """
+    state = _read_safetensors(Path(folder) / "model.safetensors")
+    absent = tuple(k for k in model.state_dict() if k not in state and not k.startswith("sam."))
+    sam_parts.load_strict(model, state, folder, ignore=absent)
+
+
+def _shifted(prompts: Prompts, dx: int, dy: int) -> Prompts:
+    """Prompts of a window in the coordinates of the whole canvas."""
+    if not dx and not dy:
+        return prompts
+    points, boxes = prompts.points, prompts.boxes
+    points = None if points is None else points + points.new_tensor([dx, dy])
+    boxes = None if boxes is None else boxes + boxes.new_tensor([dx, dy, dx, dy])
+    return prompts._replace(points=points, boxes=boxes)
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"There is no model in {folder} (no config.json); pass a folder made by save_pretrained, or "
+                         f"one of {', '.join(SHIPPED)}.")  # fmt: skip
+    try:
+        return ModelConfig.from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a model's config.json ({error}); save the model again.") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; copy it beside its config.json or save the model again.") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); get it again.") from error
+
+
+def load(name: str | Path) -> ULLSAM:
+    """The shipped weights "tiny" (uLLSAM) or "usam-tiny" (the baseline without language model), or a saved folder."""
+    if str(name) in SHIPPED:
+        name = Path(__file__).parents[1] / "data" / "weights" / SHIPPED[str(name)]
+    return ULLSAM.from_pretrained(name)

@@ -1,0 +1,168 @@
+"""One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ullsam.data.io import from_square
+from ullsam.errors import InputError
+from ullsam.model import ULLSAM
+from ullsam.sam import Prompts
+
+CHUNK = 32  # objects decoded at a time, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Masks of I objects: masks bool (I, H, W), scores float32 (I,) as estimated by the model, logits (I, 4h, 4w).
+
+    With `multimask` each has a second axis of 3 candidates.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+class Predictor:
+    """Segments and describes one image at a time; points and boxes are (x, y) in pixels of the image as given."""
+
+    def __init__(self, model: ULLSAM):
+        self.model = model.eval()
+        self._features = self._square = self._knowledge = None
+
+    @torch.inference_mode()
+    def set_image(self, image: np.ndarray) -> None:
+        """Encodes an image: (H, W) or (H, W, 1-5 channels), uint8, uint16, bool or float, any size.
+
+        Raises:
+            InputError: not an image, NaN, or too small, with what to do.
+        """
+        pixels, (square,) = self.model.preprocess([image])
+        self._features, self._square, self._knowledge = self.model.encode(pixels), square, None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image that was set."""
+        return self._ready().height, self._ready().width
+
+    @torch.inference_mode()
+    def knowledge(self) -> Tensor | None:
+        """Vision-language knowledge of the image, (1, ...); computed at its first use. None without a VLSA."""
+        self._ready()
+        if self._knowledge is None:
+            self._knowledge = self.model.knowledge(self._features)
+        return self._knowledge
+
+    @torch.inference_mode()
+    def predict(self, points=None, labels=None, box=None, mask=None, use_vlk: bool = True, multimask: bool = False) -> Prediction:
+        """Masks for the prompts of one object or of I objects.
+
+        Args:
+            points: (P, 2) or (I, P, 2), x and y in image pixels; labels: (P,) or (I, P), 1 inside and 0 outside.
+            box: (4,) or (I, 4) as x0, y0, x1, y1.
+            mask: (4h, 4w) or (I, 4h, 4w) logits of an earlier prediction to correct.
+            use_vlk: with or without vision-language knowledge; a model without VLSA ignores it.
+            multimask: return SAM's three candidates for each object instead of one mask.
+
+        Raises:
+            InputError: no image set, no prompt, or prompts of wrong shape, outside the image or without labels.
+        """
+        square = self._ready()
+        prompts = self._prompts(points, labels, box, mask)
+        knowledge = self.knowledge() if use_vlk else None
+        kinds = slice(1, None) if multimask else slice(0, 1)
+        parts = [self._decode(p, knowledge, kinds) for p in _chunks(prompts)]
+        masks, scores, logits = (np.concatenate(x) for x in zip(*parts, strict=True))
+        assert masks.shape[2:] == (square.height, square.width)
+        return Prediction(*(x if multimask else x[:, 0] for x in (masks, scores, logits)))
+
+    def describe(self, question: str | None = None, max_new_tokens: int = 96) -> str:
+        """Words about the image that was set, see `ULLSAM.describe`."""
+        self._ready()
+        with torch.inference_mode():
+            tokens = self.model.image_tokens(self._features)
+        return self.model.llm_or_raise().generate(tokens, question, max_new_tokens)[0]
+
+    def _decode(self, prompts: Prompts, knowledge: Tensor | None, kinds: slice):
+        logits, scores = self.model.segment(self._features, prompts, knowledge)
+        logits, scores = logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, ...) -> (I, kinds, ...)
+        masks = from_square(logits.flatten(0, 1), self._square) > 0  # (I * kinds, H, W)
+        return masks.unflatten(0, logits.shape[:2]).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
+
+    def _ready(self):
+        if self._square is None:
+            raise InputError("No image is set; call set_image(array) first.")
+        return self._square
+
+    def _prompts(self, points, labels, box, mask) -> Prompts:
+        if points is None and box is None and mask is None:
+            raise InputError("There is no prompt; give points with labels, a box, or a mask.")
+        if (points is None) != (labels is None):
+            raise InputError("Points need labels of the same length: 1 for inside, 0 for outside.")
+        square, device = self._ready(), self.model.device
+        entries = {}
+        if points is not None:
+            points, labels = _check_points(points, labels, self.size)
+            entries |= {"points": square.points_in(points), "labels": labels}
+        if box is not None:
+            entries["boxes"] = square.boxes_in(_check_boxes(box, self.size))
+        if mask is not None:
+            entries["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
+        counts = {len(v) for v in entries.values()}
+        if len(counts) > 1:
+            raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
+        return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in entries.items()})
+
+
+def _chunks(prompts: Prompts) -> list[Prompts]:
+    count = next(x.shape[1] for x in prompts if x is not None)
+    starts = range(0, count, CHUNK)
+    return [Prompts(*(None if x is None else x[:, i : i + CHUNK] for x in prompts)) for i in starts]
+
+
+def _numbers(values, name: str, last: int) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The {name} are not numbers ({error}).") from error
+    if array.size == 0 or array.shape[-1] != last or not np.isfinite(array).all():
+        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}.")
+    return array
+
+
+def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    points, labels = _numbers(points, "points", 2), np.asarray(labels)
+    if points.ndim == 2:
+        points, labels = points[None], labels[None]  # (P, 2) -> (1, P, 2)
+    if points.ndim != 3 or labels.shape != points.shape[:2]:
+        raise InputError(f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P).")
+    if not np.isin(labels, (0, 1)).all():
+        raise InputError("Labels must be 1 (inside) or 0 (outside).")
+    h, w = size
+    outside = (points < 0) | (points > np.array([w - 1, h - 1]))
+    if outside.any():
+        x, y = points[outside.any(-1)][0]
+        raise InputError(f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y).")
+    return points, labels
+
+
+def _check_boxes(box, size: tuple[int, int]) -> np.ndarray:
+    boxes = np.atleast_2d(_numbers(box, "boxes", 4))
+    h, w = size
+    low, high = boxes[:, :2], boxes[:, 2:]
+    if boxes.ndim != 2 or (low >= high).any() or (high < 0).any() or (low > [w - 1, h - 1]).any():
+        raise InputError(f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels.")
+    return boxes.clip(0, [w - 1, h - 1, w - 1, h - 1])
+
+
+def _check_masks(mask, side: int) -> np.ndarray:
+    masks = _numbers(mask, "mask logits", side)
+    masks = masks[None] if masks.ndim == 2 else masks
+    if masks.shape[1:] != (side, side):
+        raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
+    return masks

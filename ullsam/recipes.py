@@ -1,0 +1,64 @@
+"""The runs that made the shipped weights: one table, each row started from another row's result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ullsam.config import TINY, ModelConfig, TrainConfig
+from ullsam.data.corpus import data_root, find_corpora
+from ullsam.data.mixture import Mixture
+from ullsam.data.synthetic import STYLES
+from ullsam.errors import InputError
+from ullsam.model import ULLSAM, load_parts
+from ullsam.train import fit
+
+USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
+# prompts beyond the paper's 1 + 3, so that the first click of a person works too
+PROMPTS = ((1, 3), (1, 3), (1, 3), (1, 0), (2, 1), (3, 3))
+SEGMENT = TrainConfig(
+    stage=3, batch_size=8, lr=8e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1, balance=True,
+    precision="bf16", warmup=100, workers=1,
+)  # fmt: skip
+CAPTION = replace(SEGMENT, stage=1, warmup=30, prompts=(), box_share=0.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run of the chain."""
+
+    model: ModelConfig  # what is trained
+    train: TrainConfig  # how
+    start: str | None = None  # recipe whose result it starts from; None: random weights
+    synthetic_share: float = 0.25  # share of synthetic images
+    sources: str = "in_domain"  # role folder of the real images, always their train split
+
+
+RECIPES = {
+    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2600)),
+    "align": Recipe(TINY, replace(CAPTION, steps=400, lr=1e-3), start="base"),
+    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400, lr=3e-4), start="align"),
+    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="sft"),
+    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="base"),
+}
+
+
+def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, progress: bool = True) -> Path:
+    """Trains one row of the table, or goes on with it; returns the folder of its result.
+
+    Args:
+        name: a key of `RECIPES`; folder: holds one folder per recipe; data: corpora, by default those of ULLSAM_DATA.
+
+    Raises:
+        InputError: unknown recipe, or the run that it starts from is not finished.
+    """
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
+    recipe, folder = RECIPES[name], Path(folder)
+    model = ULLSAM.from_config(recipe.model, recipe.train.seed)
+    if recipe.start:
+        load_parts(model, folder / recipe.start)
+    corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
+    mixture = Mixture(corpora, list(STYLES), recipe.synthetic_share)
+    fit(model, recipe.train, mixture, folder / name, progress)
+    return folder / name

@@ -1,0 +1,276 @@
+"""SAM from segment_anything's own classes: build it in any size, run it on batches, load SAM and uSAM weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ullsam.config import SamConfig
+from ullsam.errors import InputError
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class ImageFeatures(NamedTuple):
+    """What the image encoder says of B images: embedding (B, C, h, w) and, with a convolutional stem, finer maps."""
+
+    embedding: Tensor
+    skips: tuple[Tensor, ...] = ()  # stride 4 (B, a, 4h, 4w) and stride 8 (B, b, 2h, 2w)
+
+
+class Prompts(NamedTuple):
+    """Prompts of I objects in each of B images, in pixels (x, y) of the model's square image.
+
+    points (B, I, P, 2) float with labels (B, I, P): 1 inside, 0 outside, -1 unused; boxes (B, I, 4) as x0, y0, x1, y1;
+    masks (B, I, 4h, 4w) logits. Each may be None, not all.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+
+class FastAttention(Attention):
+    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding.
+
+    The decomposed relative position (one term per axis) is summed into one additive bias.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, _ = x.shape
+        qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # each (b, heads, h*w, d)
+        bias = self._relative_bias(q, h, w) if self.use_rel_pos else None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.transpose(1, 2).reshape(b, h, w, -1))  # (b, heads, h*w, d) -> (b, h, w, heads*d)
+
+    def _relative_bias(self, q: Tensor, h: int, w: int) -> Tensor:
+        grid = q.unflatten(2, (h, w))  # (b, heads, h, w, d)
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h).to(q.dtype))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w).to(q.dtype))
+        bias = rows[..., :, None] + columns[..., None, :]  # (b, heads, h, w, h, w)
+        return bias.flatten(4).flatten(2, 3)  # (b, heads, h*w, h*w)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.layers(x))
+
+
+class ConvStem(nn.Module):
+    """Takes the place of SAM's patch embedding: four strided convolutions, which learn faster from few images.
+
+    Source: "Early convolutions help transformers see better" (Xiao et al. 2021), with SAM2's idea of handing the finer
+    maps on to the mask decoder.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], embed_dim: int):
+        super().__init__()
+        a, b, c = widths
+        self.first = nn.Sequential(nn.Conv2d(3, a, 3, stride=2, padding=1), nn.GroupNorm(8, a), nn.GELU())
+        self.quarter = nn.Sequential(_down(a, b), ConvBlock(b))
+        self.eighth = nn.Sequential(_down(b, c), ConvBlock(c))
+        self.sixteenth = nn.Conv2d(c, embed_dim, 3, stride=2, padding=1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        quarter = self.quarter(self.first(pixels))  # (B, b, S/4, S/4)
+        eighth = self.eighth(quarter)  # (B, c, S/8, S/8)
+        return self.sixteenth(eighth).permute(0, 2, 3, 1), (quarter, eighth)  # (B, h, w, D)
+
+
+def _down(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU())
+
+
+class SkipMaskDecoder(MaskDecoder):
+    """SAM's mask decoder, with the stem's finer maps added while the mask embedding is enlarged (as SAM2 does)."""
+
+    def __init__(self, skip_widths: tuple[int, int], transformer_dim: int, **kwargs):
+        super().__init__(transformer_dim=transformer_dim, **kwargs)
+        fine, coarse = transformer_dim // 8, transformer_dim // 4
+        self.skip_quarter = nn.Conv2d(skip_widths[0], fine, 1)
+        self.skip_eighth = nn.Conv2d(skip_widths[1], coarse, 1)
+        self.refine_eighth = nn.Conv2d(coarse, coarse, 3, padding=1)
+        self.refine_quarter = nn.Conv2d(fine, fine, 3, padding=1)
+
+    def upscale(self, src: Tensor, skips: tuple[Tensor, Tensor]) -> Tensor:
+        """src (B*I, C, h, w) and the stem's maps of B images -> mask embedding (B*I, C/8, 4h, 4w)."""
+        enlarge, norm, act, enlarge_again, _ = self.output_upscaling
+        quarter, eighth = self.skip_quarter(skips[0]), self.skip_eighth(skips[1])
+        x = act(norm(enlarge(src) + per_instance(eighth, len(src))))  # (B*I, C/4, 2h, 2w)
+        x = x + act(self.refine_eighth(x))
+        x = act(enlarge_again(x) + per_instance(quarter, len(src)))  # (B*I, C/8, 4h, 4w)
+        return x + act(self.refine_quarter(x))
+
+
+def per_instance(x: Tensor, total: int) -> Tensor:
+    """Repeats the entries of x (B, ...) to (total, ...), where total = B * I; one image is expanded without a copy."""
+    if len(x) == total:
+        return x
+    return x.expand(total, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(total // len(x), dim=0)
+
+
+def build_sam(config: SamConfig) -> Sam:
+    """A SAM of the given size with random weights, made of segment_anything's classes."""
+    if config.image_size % config.patch_size or config.stem and config.patch_size != 16:
+        raise InputError(f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16.")
+    sam = Sam(_image_encoder(config), _prompt_encoder(config), _mask_decoder(config), list(PIXEL_MEAN), list(PIXEL_STD))
+    return sam.eval()
+
+
+def _image_encoder(c: SamConfig) -> ImageEncoderViT:
+    encoder = ImageEncoderViT(
+        img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads,
+        out_chans=c.out_chans, norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=c.use_rel_pos,
+        window_size=c.window_size, global_attn_indexes=c.global_attn_indexes,
+    )  # fmt: skip
+    for block in encoder.blocks:
+        side = block.window_size or c.grid
+        block.attn = FastAttention(c.embed_dim, c.num_heads, True, c.use_rel_pos, input_size=(side, side))
+    if c.stem:
+        encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
+    if not c.use_rel_pos:
+        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    return encoder
+
+
+def _prompt_encoder(c: SamConfig) -> PromptEncoder:
+    return PromptEncoder(
+        embed_dim=c.out_chans, image_embedding_size=(c.grid, c.grid), input_image_size=(c.image_size, c.image_size),
+        mask_in_chans=c.mask_in_chans,
+    )  # fmt: skip
+
+
+def _mask_decoder(c: SamConfig) -> MaskDecoder:
+    transformer = TwoWayTransformer(depth=2, embedding_dim=c.out_chans, mlp_dim=c.decoder_mlp_dim, num_heads=8)
+    settings = dict(transformer_dim=c.out_chans, transformer=transformer, iou_head_hidden_dim=c.out_chans)
+    return SkipMaskDecoder(c.stem[1:], **settings) if c.stem else MaskDecoder(**settings)
+
+
+def normalise(pixels: Tensor, preprocessing: str) -> Tensor:
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S), by SAM's mean and deviation or to 0..1 as the official uLLSAM code."""
+    x = pixels.permute(0, 3, 1, 2).float()  # (B, S, S, 3) -> (B, 3, S, S)
+    if preprocessing == "official":
+        return x / 255
+    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    return (x - mean) / std
+
+
+def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
+    """Runs the image encoder on a whole image or on a window of its canvas.
+
+    Args:
+        encoder: segment_anything's image encoder, with its own patch embedding or a `ConvStem`.
+        pixels: normalised pixels (B, 3, s, s), s a multiple of the patch size and at most the model's S.
+        origin: (x, y) of the window in patches; a smaller s with an origin sees the same position codes as that part
+            of a whole image, which makes training on windows cheap (not with relative positions).
+
+    Returns:
+        Features of the window, embedding (B, C, s/16, s/16).
+    """
+    x, skips = encoder.patch_embed(pixels), ()
+    if isinstance(x, tuple):
+        x, skips = x
+    (left, top), (h, w) = origin, x.shape[1:3]
+    x = x + encoder.pos_embed[:, top : top + h, left : left + w]  # (B, h, w, D)
+    for block in encoder.blocks:
+        x = block(x)
+    return ImageFeatures(encoder.neck(x.permute(0, 3, 1, 2)), skips)  # (B, h, w, D) -> (B, C, h, w)
+
+
+def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Sparse (B*I, P, C) and dense (B*I, C, h, w) embeddings of the prompts, by segment_anything's prompt encoder."""
+    points = boxes = masks = None
+    if prompts.points is not None:
+        points = prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1)  # (B, I, P, 2) -> (B*I, P, 2)
+    if prompts.boxes is not None:
+        boxes = prompts.boxes.flatten(0, 1)  # (B, I, 4) -> (B*I, 4)
+    if prompts.masks is not None:
+        masks = prompts.masks.flatten(0, 1)[:, None]  # (B, I, 4h, 4w) -> (B*I, 1, 4h, 4w)
+    return encoder(points, boxes, masks)
+
+
+def decode_masks(
+    decoder: MaskDecoder, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mask logits of all prompts of all images in one pass; equal to segment_anything's decoder for one image.
+
+    Args:
+        features: of B images; image_pe: (1, C, h, w); sparse (B*I, P, C); dense (B*I, C, h, w).
+
+    Returns:
+        Logits (B*I, M, 4h, 4w) and estimated IoU (B*I, M) for the decoder's M = 4 mask tokens; the first is the single
+        mask, the others SAM's three candidates for an ambiguous click.
+    """
+    total, tokens_out = len(sparse), decoder.num_mask_tokens
+    output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(total, -1, -1)
+    tokens = torch.cat([output, sparse.to(output.dtype)], dim=1)  # (B*I, 1 + M + P, C)
+    src = per_instance(features.embedding, total) + dense  # (B*I, C, h, w)
+    states, flat = decoder.transformer(src, per_instance(image_pe, total), tokens)
+    src = flat.transpose(1, 2).reshape(src.shape)  # (B*I, h*w, C) -> (B*I, C, h, w)
+    fine = decoder.upscale(src, features.skips) if features.skips else decoder.output_upscaling(src)
+    heads = zip(decoder.output_hypernetworks_mlps, states[:, 1 : 1 + tokens_out].unbind(1), strict=True)
+    weights = torch.stack([mlp(token) for mlp, token in heads], dim=1)  # (B*I, M, C/8)
+    logits = (weights @ fine.flatten(2)).unflatten(2, fine.shape[2:])  # (B*I, M, 4h, 4w)
+    return logits, decoder.iou_prediction_head(states[:, 0])
+
+
+def load_sam_weights(sam: Sam, path: str | Path) -> Sam:
+    """Loads a SAM `.pth` or a uSAM `.pt`/`.pth` into `sam`; every missing or unexpected key is an error.
+
+    uSAM files may keep SAM's weights under "model_state" beside a decoder for automatic segmentation; the decoder is
+    not needed here. Nothing in the file is executed (`weights_only`).
+
+    Raises:
+        InputError: no such file, not a checkpoint, or keys or shapes that do not fit.
+    """
+    state = read_checkpoint(path)
+    state = state.get("model_state", state)
+    state = {k.removeprefix("sam."): v for k, v in state.items() if isinstance(v, Tensor)}
+    load_strict(sam, state, path, ignore=("pixel_mean", "pixel_std"))
+    return sam
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The dictionary in a PyTorch checkpoint, read without executing anything."""
+    if not Path(path).is_file():
+        raise InputError(f"There is no checkpoint {path}; check the path or download it first.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here: zip, pickle, runtime
+        raise InputError(f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again.") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of weights.")
+    return state
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
+    """Loads `state` into `module`; names the first missing, unexpected or misshapen entries instead of hiding them."""
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.startswith(ignore)]
+    unexpected = [k for k in state if k not in own]
+    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+              for k in own if k in state and own[k].shape != state[k].shape]  # fmt: skip
+    for what, names in (("is missing", missing), ("has unexpected", unexpected), ("has shapes that do not fit:", shapes)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(f"{source} {what} {', '.join(names[:3])}{more}; it was made for another model or variant.")
+    module.load_state_dict(state, strict=False)

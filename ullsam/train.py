@@ -1,0 +1,275 @@
+"""One training loop for the three stages: what is trained, on what loss, from which data; exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ullsam.config import TrainConfig
+from ullsam.data.views import Mixture, TrainViews
+from ullsam.errors import InputError
+from ullsam.losses import mask_losses
+from ullsam.model import ULLSAM
+from ullsam.sam import Prompts, normalise
+from ullsam.sbr import SbrConfig, sample_box, sample_instances
+
+
+class CaptionObjective(nn.Module):
+    """Stages 1 and 2: cross-entropy of the captions, the image encoder frozen. Source: paper, section 3.3."""
+
+    def __init__(self, model: ULLSAM, config: TrainConfig):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        with torch.no_grad():
+            features = self.model.encode(normalise(batch["image"], self.model.config.sam.preprocessing), batch["origin"])
+        loss = self.model.llm.caption_loss(self.model.image_tokens(features), batch["caption"])
+        return {"loss": loss}
+
+
+class SegmentationObjective(nn.Module):
+    """Stage 3: BCE + Dice of prompted masks, one pass of the image encoder. Source: paper, section 3.3."""
+
+    def __init__(self, model: ULLSAM, config: TrainConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        model, origin = self.model, batch["origin"]
+        features = model.encode(normalise(batch["image"], model.config.sam.preprocessing), origin)
+        knowledge = model.knowledge(features)
+        logits, iou = model.segment(features, batch["prompts"], knowledge, origin)
+        parts = mask_losses(
+            logits[:, :, 0].flatten(0, 1), iou[:, :, 0].flatten(), batch["truth"].flatten(0, 1).float(),
+            batch["valid"].flatten(), self.config.balance,
+        )  # fmt: skip
+        return {"loss": parts["bce"] + parts["dice"] + self.config.iou_weight * parts["iou"], **parts}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the stage table."""
+
+    name: str  # what the paper calls it
+    trained: tuple[str, ...]  # parts of ULLSAM whose weights change
+    objective: type[nn.Module]  # batch -> losses
+    captions: bool  # whether the data needs captions
+
+
+SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
+STAGES = {
+    1: Stage("vision-text alignment", ("projection",), CaptionObjective, captions=True),
+    2: Stage("supervised fine-tuning", ("projection", "llm"), CaptionObjective, captions=True),
+    3: Stage("interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, captions=False),
+}
+
+
+def select_trained(model: ULLSAM, stage: Stage) -> list[tuple[str, nn.Parameter]]:
+    """Switches gradients on for the stage's parts and off for all others; returns what is trained, by name.
+
+    With LoRA, the language model's part is its adapters. A part that the model lacks (no language model) is passed over.
+    """
+    lora = model.config.llm is not None and model.config.llm.lora_rank > 0
+    for name, parameter in model.named_parameters():
+        trained = name.startswith(stage.trained)
+        parameter.requires_grad_(trained and (not lora or not name.startswith("llm.") or "lora_" in name))
+    chosen = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not chosen:
+        raise InputError(f"Model {model.config.name} has nothing to train in the stage {stage.name!r}.")
+    return chosen
+
+
+class Batches(Dataset):
+    """Whole batches, each a pure function of (seed, index): the order survives a restart and any number of processes."""
+
+    def __init__(self, mixture: Mixture, config: TrainConfig, image_size: int, patch_size: int, count: int):
+        stage, view = STAGES[config.stage], config.view or image_size
+        self.config, self.count, self.stage = config, count, stage
+        self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
+        self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
+        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=stage.captions)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        rng = np.random.default_rng([self.config.seed, 1, index])
+        size = self.config.batch_size
+        views = [self.views[index * size + i] for i in range(size)]
+        origin = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
+        batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
+        if self.stage.captions:
+            return batch | {"caption": [v["caption"] for v in views]}
+        return batch | self._prompts([v["labels"] for v in views], rng)
+
+    def _prompts(self, labels: list[np.ndarray], rng: np.random.Generator) -> dict:
+        """SBR prompts and true masks of `instances` objects per image; spare places repeat objects with valid = 0."""
+        n_pos, n_neg = self.config.prompts[rng.integers(len(self.config.prompts))]
+        rows = [self._image_prompts(x, rng, n_pos, n_neg) for x in labels]
+        points, kinds, boxes, truth, valid = (torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True))
+        use_box = rng.random() < self.config.box_share
+        prompts = Prompts(boxes=boxes) if use_box else Prompts(points, kinds)
+        return {"prompts": prompts, "truth": truth, "valid": valid}
+
+    def _image_prompts(self, labels: np.ndarray, rng: np.random.Generator, n_pos: int, n_neg: int):
+        ids, points, kinds = sample_instances(labels, rng, self.config.instances, n_pos, n_neg, self.sbr)
+        valid = (np.arange(self.config.instances) < len(ids)).astype(np.float32)
+        if len(ids) == 0:  # one object fills the whole view: nothing to learn, but the batch keeps its shape
+            ids, points, kinds = np.ones(1, int), np.zeros((1, n_pos + n_neg, 2), np.float32), np.zeros((1, n_pos + n_neg))
+        order = np.resize(np.arange(len(ids)), self.config.instances)  # 0, 1, .., n-1, 0, 1, ..
+        boxes = np.stack([sample_box(labels, i, rng, jitter=0.05) for i in ids])
+        return points[order], kinds[order].astype(np.float32), boxes[order], labels == ids[order, None, None], valid
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Factor on the peak rate at an optimiser step: linear warm-up, then a cosine down to `final_lr`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizer(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels only."""
+    decay = [p for n, p in named if p.ndim > 1 and "embed" not in n]
+    rest = [p for n, p in named if not (p.ndim > 1 and "embed" not in n)]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def fit(
+    model: ULLSAM, config: TrainConfig, mixture: Mixture, folder: str | Path,
+    progress: bool = True, on_log: Callable[[dict], None] | None = None,
+) -> list[dict]:  # fmt: skip
+    """Trains one stage, or goes on where a run in `folder` stopped.
+
+    Args:
+        model: changed in place; config: the stage and its settings; mixture: where images come from.
+        folder: gets log.jsonl, checkpoint.pt (to go on from), and at the end the model by `save_pretrained`.
+        progress: show a bar; on_log: called with each log line, for live plots.
+
+    Returns:
+        All log lines of the run, those before an interruption included.
+
+    Raises:
+        InputError: the folder holds a run with other settings.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
+    run = _Run(model, config, Path(folder), accelerator)
+    sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
+    batches = Batches(mixture, config, sam.image_size, sam.patch_size, count)
+    run.train(batches, progress, on_log)
+    if accelerator.is_main_process:
+        model.save_pretrained(folder)
+    return run.logs
+
+
+class _Run:
+    """State of one training run: what fit needs to step, log, save and go on."""
+
+    def __init__(self, model: ULLSAM, config: TrainConfig, folder: Path, accelerator):
+        stage = STAGES[config.stage]
+        if model.llm is not None:
+            model.llm.merge_lora("llm" not in stage.trained)
+        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.named = select_trained(model, stage)
+        self.optimizer = build_optimizer(self.named, config)
+        self.step, self.logs, self.seconds = 0, [], 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "checkpoint.pt").is_file():
+            self._load()
+        objective = stage.objective(model, config)
+        self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
+
+    def train(self, batches: Batches, progress: bool, on_log) -> None:
+        from tqdm.auto import tqdm
+
+        first = self.step * self.config.accumulate
+        loader = self.accelerator.prepare(_loader(batches, first, self.config.workers, self.accelerator))
+        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc=f"stage {self.config.stage}")
+        self.objective.train()
+        start, before = time.perf_counter(), self.seconds
+        for i, batch in enumerate(loader, first):
+            losses = self._micro_step(batch, i)
+            if (i + 1) % self.config.accumulate:
+                continue
+            self.step += 1
+            self.seconds = before + time.perf_counter() - start
+            bar.update()
+            self._after_step(losses, bar, on_log)
+        bar.close()
+        self.objective.eval()
+
+    def _micro_step(self, batch: dict, index: int) -> dict[str, Tensor]:
+        torch.manual_seed(self.config.seed * 1_000_003 + index)  # dropout does not depend on where a run was resumed
+        with self.accelerator.accumulate(self.objective):
+            losses = self.objective(batch)
+            self.accelerator.backward(losses["loss"])
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_([p for _, p in self.named], self.config.clip)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.config.lr * learning_rate(self.step, self.config)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses
+
+    def _after_step(self, losses: dict[str, Tensor], bar, on_log) -> None:
+        c, last = self.config, self.step == self.config.steps
+        if not torch.isfinite(losses["loss"]):
+            raise InputError(f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on.")
+        if self.step % c.log_every == 0 or last:
+            values = {k: round(v.item(), 5) for k, v in losses.items()}
+            self._log({"step": self.step, "seconds": round(self.seconds, 2), **values}, bar, on_log)
+        if (self.step % c.save_every == 0 or last) and self.accelerator.is_main_process:
+            self._save()
+
+    def _log(self, line: dict, bar, on_log) -> None:
+        self.logs.append(line)
+        bar.set_postfix(loss=line["loss"])
+        if self.accelerator.is_main_process:
+            with (self.folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if on_log:
+            on_log(line)
+
+    def _save(self) -> None:
+        """Everything that the rest of the run depends on, in one file that is complete or absent."""
+        state = {
+            "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "logs": self.logs,
+            "model": {n: p.detach() for n, p in self.named}, "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        torch.save(state, self.folder / "checkpoint.pt.part")
+        os.replace(self.folder / "checkpoint.pt.part", self.folder / "checkpoint.pt")
+
+    def _load(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["config"] != asdict(self.config):
+            changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+            raise InputError(f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it.")
+        with torch.no_grad():
+            for name, parameter in self.named:
+                parameter.copy_(state["model"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.logs, self.seconds = state["step"], state["logs"], state["seconds"]
+        lines = "".join(json.dumps(line) + "\n" for line in self.logs)
+        (self.folder / "log.jsonl").write_text(lines)  # drops lines after the checkpoint
+
+
+def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:
+    """Batches from micro-step `first` on; each process takes every num_processes-th."""
+    indexes = range(first * accelerator.num_processes + accelerator.process_index, len(batches), accelerator.num_processes)
+    return DataLoader(batches, batch_size=None, sampler=indexes, num_workers=workers)
