@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 
 from ullsam.errors import InputError
 
@@ -15,21 +17,126 @@ def train(args: argparse.Namespace) -> None:
     print(f"Finished; the model is in {run_recipe(args.recipe, args.out, args.data)}")
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """Scores the masks of a model on every folder of images."""
+    from ullsam.evaluate import evaluate, summarise
+    from ullsam.predictor import Predictor
+
+    corpora, model = _open(args)
+    points, vlk = "box" if args.box else tuple(args.points), not args.no_vlk
+    predictor = Predictor(model)
+    options = (args.split, points, vlk, args.seed, args.limit)
+    _finish(args, [evaluate(predictor, corpus, *options, progress=True) for corpus in corpora], summarise)
+
+
+def evaluate_words(args: argparse.Namespace) -> None:
+    """Scores the descriptions of a model on every folder of images; shuffled: of the next folder's images."""
+    from ullsam.evaluate import evaluate_words, summarise_words
+
+    corpora, model = _open(args)
+    if args.shuffled and len(corpora) < 2:
+        raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
+    shown = corpora[1:] + corpora[:1] if args.shuffled else [None] * len(corpora)
+    options = (args.split, args.seed, args.limit)
+    pairs = zip(corpora, shown, strict=True)
+    _finish(args, [evaluate_words(model, a, *options, shown=b, progress=True) for a, b in pairs], summarise_words)
+
+
+def describe(args: argparse.Namespace) -> None:
+    """Prints one line of words per image."""
+    from ullsam.data.io import read_image
+    from ullsam.model import load
+
+    model = load(args.model)
+    for path in args.image:
+        print(f"{path}: {' '.join(model.describe(read_image(path), args.question).split())}", flush=True)
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Segments and describes three images; prints how it went and where the results are."""
+    from functools import partial
+
+    from ullsam.demo import run_demo
+
+    run_demo(args.out, args.model, partial(print, flush=True))
+
+
+def _open(args: argparse.Namespace) -> tuple[list, object]:
+    """The corpora, all of them checked before anything runs, and the model."""
+    from ullsam.data.corpus import Corpus
+    from ullsam.model import load
+
+    corpora = [Corpus(folder) for folder in args.data]
+    for corpus in corpora:
+        corpus.select(args.split)
+    if Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a folder; name a file, for example {Path(args.out) / 'results.json'}.")
+    return corpora, load(args.model)
+
+
+def _finish(args: argparse.Namespace, results: list[dict], summarise) -> None:
+    """Writes the results file, with the last part of a path in place of the whole, and prints the table."""
+    from ullsam.evaluate import format_table, report, write_json
+
+    results = [result | {"model": Path(args.model).resolve().name} for result in results]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in args.words]
+    write_json(args.out, report(results, shlex.join(["python", "-m", "ullsam", *words])))
+    print(f"{format_table(summarise(results))}\nwritten to {args.out}")
+
+
+def _add_common(add: argparse.ArgumentParser, run) -> None:
+    """Options that both evaluations have."""
+    add.add_argument("--data", nargs="+", required=True, metavar="FOLDER", help="folders with images/ and masks/")
+    add.add_argument("--split", help="only this split of images.csv, for example test (default: all images)")
+    add.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    add.add_argument("--limit", type=int, help="at most so many images per folder, evenly spaced (default: all)")
+    add.add_argument("--out", required=True, metavar="FILE", help="JSON file for the results")
+    add.set_defaults(run=run)
+
+
+def _add_evaluation(commands) -> None:
+    """The commands evaluate, evaluate-words and describe."""
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")
+    add = commands.add_parser("evaluate", parents=[model], help="score the masks of a model")
+    add.add_argument("--no-vlk", action="store_true", help="without vision-language knowledge")
+    prompt = add.add_mutually_exclusive_group()
+    prompt.add_argument("--points", nargs=2, type=int, default=(1, 3), metavar=("P", "N"),
+                        help="positive and negative points per object (default: 1 3)")  # fmt: skip
+    prompt.add_argument("--box", action="store_true", help="prompt with bounding boxes instead of points")
+    _add_common(add, evaluate)
+    add = commands.add_parser("evaluate-words", parents=[model], help="score the descriptions of a model")
+    add.add_argument("--shuffled", action="store_true", help="describe images of the next folder instead")
+    _add_common(add, evaluate_words)
+    add = commands.add_parser("describe", parents=[model], help="describe images in words")
+    add.add_argument("image", nargs="+", help="image files")
+    add.add_argument("--question", help="asked after the image (default: a description)")
+    add.set_defaults(run=describe)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="python -m ullsam", description="uLLSAM: segment and describe microscopy images.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ullsam", description="uLLSAM: segment and describe microscopy images."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("train", help="train one of the recipes, or go on with it")
     add.add_argument("recipe", help="a name from ullsam/recipes.py, for example base")
     add.add_argument("--out", default="runs", help="folder that holds one folder per recipe (default: runs)")
     add.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
     add.set_defaults(run=train)
+    _add_evaluation(commands)
+    add = commands.add_parser("demo", help="segment and describe three images, in a minute")
+    add.add_argument("--out", default="demo_output", help="folder for the results (default: demo_output)")
+    add.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")
+    add.set_defaults(run=demo)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; a problem with the input is one sentence on standard error and exit code 2."""
-    args = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = build_parser().parse_args(words, argparse.Namespace(words=words))
     try:
         args.run(args)
     except InputError as error:

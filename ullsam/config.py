@@ -23,6 +23,9 @@ class SamConfig:
     out_chans: int = 256  # C: channels of features, prompts and decoder
     decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
     mask_in_chans: int = 16  # channels of the mask-prompt encoder
+    position_scale: float = (
+        1.0  # spread of the frequencies of SAM's position code; more tells near places apart
+    )
     stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
@@ -75,7 +78,9 @@ def _from_dict(cls, values: dict):
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}.")
+        raise InputError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}."
+        )
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -100,6 +105,7 @@ TINY = ModelConfig(
     sam=SamConfig(
         image_size=512, embed_dim=256, depth=8, num_heads=8, global_attn_indexes=(3, 7), window_size=8,
         use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(32, 64, 128),
+        position_scale=3.0,
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
 )  # fmt: skip
@@ -133,7 +139,7 @@ class TrainConfig:
     final_lr: float = 0.02  # share of the peak that the cosine schedule ends at
     clip: float = 1.0  # maximum gradient norm
     seed: int = 0  # decides initial data order, crops, points and noise
-    precision: str = "no"  # accelerate's mixed precision: "no" or "bf16"
+    precision: str = "no"  # "no" computes in float32, "bf16" with bfloat16 autocast
     view: int = 0  # side of the training crops in pixels; 0: the model's whole image
     instances: int = 4  # at most so many objects per image
     prompts: tuple[tuple[int, int], ...] = ((1, 3),)  # (positive, negative) counts, one drawn per step

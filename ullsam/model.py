@@ -71,7 +71,9 @@ class ULLSAM(nn.Module):
     def image_tokens(self, features: ImageFeatures) -> Tensor:
         """Features -> image tokens (B, N, D) for the language model. No gradient flows back into the encoder."""
         if self.projection is None:
-            raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
+            raise InputError(
+                f"Model {self.config.name} has no language model; load one that has, for example 'tiny'."
+            )
         return self.projection(features.embedding.detach())
 
     def knowledge(self, features: ImageFeatures) -> Tensor | None:
@@ -83,7 +85,11 @@ class ULLSAM(nn.Module):
         return None if self.vlsa is None else self.vlsa(self.llm.hidden(self.image_tokens(features)))
 
     def segment(
-        self, features: ImageFeatures, prompts: Prompts, knowledge: Tensor | None = None, origin: tuple[int, int] = (0, 0)
+        self,
+        features: ImageFeatures,
+        prompts: Prompts,
+        knowledge: Tensor | None = None,
+        origin: tuple[int, int] = (0, 0),
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (B, I, 4, 4h, 4w) and estimated IoU (B, I, 4) of I prompted objects in each of B images.
 
@@ -102,7 +108,9 @@ class ULLSAM(nn.Module):
         return logits.unflatten(0, (-1, count)), iou.unflatten(0, (-1, count))  # (B*I, ...) -> (B, I, ...)
 
     @torch.no_grad()
-    def describe(self, image: np.ndarray | list[np.ndarray], question: str | None = None, max_new_tokens: int = 96):
+    def describe(
+        self, image: np.ndarray | list[np.ndarray], question: str | None = None, max_new_tokens: int = 96
+    ):
         """Words about one image (a string) or several (a list); a question is asked after the image.
 
         Args:
@@ -118,7 +126,9 @@ class ULLSAM(nn.Module):
     def llm_or_raise(self) -> LanguageModel:
         """The language model, or one sentence that says that this model has none."""
         if self.llm is None:
-            raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
+            raise InputError(
+                f"Model {self.config.name} has no language model; load one that has, for example 'tiny'."
+            )
         return self.llm
 
     def own_state(self) -> dict[str, Tensor]:
@@ -146,7 +156,9 @@ class ULLSAM(nn.Module):
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.own_state().items()}
         save_file(state, folder / "model.safetensors.part")
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-        (folder / "config.json.part").write_text(json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False))
+        (folder / "config.json.part").write_text(
+            json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
+        )
         os.replace(folder / "config.json.part", folder / "config.json")
 
     @classmethod
@@ -205,7 +217,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; copy it beside its config.json or save the model again.") from error
+        raise InputError(
+            f"{path} is missing; copy it beside its config.json or save the model again."
+        ) from error
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); get it again.") from error
 

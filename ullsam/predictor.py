@@ -59,7 +59,9 @@ class Predictor:
         return self._knowledge
 
     @torch.inference_mode()
-    def predict(self, points=None, labels=None, box=None, mask=None, use_vlk: bool = True, multimask: bool = False) -> Prediction:
+    def predict(
+        self, points=None, labels=None, box=None, mask=None, use_vlk: bool = True, multimask: bool = False
+    ) -> Prediction:
         """Masks for the prompts of one object or of I objects.
 
         Args:
@@ -100,7 +102,7 @@ class Predictor:
         return self._square
 
     def _prompts(self, points, labels, box, mask) -> Prompts:
-        if points is None and box is None and mask is None:
+        if all(x is None for x in (points, labels, box, mask)):
             raise InputError("There is no prompt; give points with labels, a box, or a mask.")
         if (points is None) != (labels is None):
             raise InputError("Points need labels of the same length: 1 for inside, 0 for outside.")
@@ -115,8 +117,12 @@ class Predictor:
             entries["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
         counts = {len(v) for v in entries.values()}
         if len(counts) > 1:
-            raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
-        return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in entries.items()})
+            raise InputError(
+                f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}."
+            )
+        return Prompts(
+            **{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in entries.items()}
+        )
 
 
 def _chunks(prompts: Prompts) -> list[Prompts]:
@@ -131,7 +137,9 @@ def _numbers(values, name: str, last: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise InputError(f"The {name} are not numbers ({error}).") from error
     if array.size == 0 or array.shape[-1] != last or not np.isfinite(array).all():
-        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}.")
+        raise InputError(
+            f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}."
+        )
     return array
 
 
@@ -140,14 +148,18 @@ def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np
     if points.ndim == 2:
         points, labels = points[None], labels[None]  # (P, 2) -> (1, P, 2)
     if points.ndim != 3 or labels.shape != points.shape[:2]:
-        raise InputError(f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P).")
+        raise InputError(
+            f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P)."
+        )
     if not np.isin(labels, (0, 1)).all():
         raise InputError("Labels must be 1 (inside) or 0 (outside).")
     h, w = size
     outside = (points < 0) | (points > np.array([w - 1, h - 1]))
     if outside.any():
         x, y = points[outside.any(-1)][0]
-        raise InputError(f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y).")
+        raise InputError(
+            f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y)."
+        )
     return points, labels
 
 
@@ -156,7 +168,9 @@ def _check_boxes(box, size: tuple[int, int]) -> np.ndarray:
     h, w = size
     low, high = boxes[:, :2], boxes[:, 2:]
     if boxes.ndim != 2 or (low >= high).any() or (high < 0).any() or (low > [w - 1, h - 1]).any():
-        raise InputError(f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels.")
+        raise InputError(
+            f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels."
+        )
     return boxes.clip(0, [w - 1, h - 1, w - 1, h - 1])
 
 
@@ -164,5 +178,7 @@ def _check_masks(mask, side: int) -> np.ndarray:
     masks = _numbers(mask, "mask logits", side)
     masks = masks[None] if masks.ndim == 2 else masks
     if masks.shape[1:] != (side, side):
-        raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
+        raise InputError(
+            f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction."
+        )
     return masks

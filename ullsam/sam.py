@@ -97,7 +97,9 @@ class ConvStem(nn.Module):
 
 
 def _down(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU()
+    )
 
 
 class SkipMaskDecoder(MaskDecoder):
@@ -131,8 +133,16 @@ def per_instance(x: Tensor, total: int) -> Tensor:
 def build_sam(config: SamConfig) -> Sam:
     """A SAM of the given size with random weights, made of segment_anything's classes."""
     if config.image_size % config.patch_size or config.stem and config.patch_size != 16:
-        raise InputError(f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16.")
-    sam = Sam(_image_encoder(config), _prompt_encoder(config), _mask_decoder(config), list(PIXEL_MEAN), list(PIXEL_STD))
+        raise InputError(
+            f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16."
+        )
+    sam = Sam(
+        _image_encoder(config),
+        _prompt_encoder(config),
+        _mask_decoder(config),
+        list(PIXEL_MEAN),
+        list(PIXEL_STD),
+    )
     return sam.eval()
 
 
@@ -153,21 +163,36 @@ def _image_encoder(c: SamConfig) -> ImageEncoderViT:
 
 
 def _prompt_encoder(c: SamConfig) -> PromptEncoder:
-    return PromptEncoder(
+    encoder = PromptEncoder(
         embed_dim=c.out_chans, image_embedding_size=(c.grid, c.grid), input_image_size=(c.image_size, c.image_size),
         mask_in_chans=c.mask_in_chans,
     )  # fmt: skip
+    encoder.pe_layer.positional_encoding_gaussian_matrix *= c.position_scale
+    return encoder
 
 
 def _mask_decoder(c: SamConfig) -> MaskDecoder:
     transformer = TwoWayTransformer(depth=2, embedding_dim=c.out_chans, mlp_dim=c.decoder_mlp_dim, num_heads=8)
+    _match_places(transformer)
     settings = dict(transformer_dim=c.out_chans, transformer=transformer, iou_head_hidden_dim=c.out_chans)
     return SkipMaskDecoder(c.stem[1:], **settings) if c.stem else MaskDecoder(**settings)
 
 
+@torch.no_grad()
+def _match_places(transformer: TwoWayTransformer, gain: float = 3.0) -> None:
+    """Starts cross-attention with equal query and key maps: a point attends to its own place from the first step.
+
+    With independent random maps a decoder trained from scratch spends hundreds of steps on finding out where a point is.
+    """
+    layers = [m for layer in transformer.layers for m in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]
+    for attention in (*layers, transformer.final_attn_token_to_image):
+        attention.q_proj.weight.mul_(gain)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+
 def normalise(pixels: Tensor, preprocessing: str) -> Tensor:
     """uint8 (B, S, S, 3) -> float (B, 3, S, S), by SAM's mean and deviation or to 0..1 as the official uLLSAM code."""
-    x = pixels.permute(0, 3, 1, 2).float()  # (B, S, S, 3) -> (B, 3, S, S)
+    x = pixels.permute(0, 3, 1, 2).contiguous().float()  # (B, S, S, 3) -> (B, 3, S, S)
     if preprocessing == "official":
         return x / 255
     mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
@@ -256,7 +281,9 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here: zip, pickle, runtime
-        raise InputError(f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again.") from error
+        raise InputError(
+            f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again."
+        ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of weights.")
     return state
@@ -269,8 +296,14 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source, ignore: tup
     unexpected = [k for k in state if k not in own]
     shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
               for k in own if k in state and own[k].shape != state[k].shape]  # fmt: skip
-    for what, names in (("is missing", missing), ("has unexpected", unexpected), ("has shapes that do not fit:", shapes)):
+    for what, names in (
+        ("is missing", missing),
+        ("has unexpected", unexpected),
+        ("has shapes that do not fit:", shapes),
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(f"{source} {what} {', '.join(names[:3])}{more}; it was made for another model or variant.")
+            raise InputError(
+                f"{source} {what} {', '.join(names[:3])}{more}; it was made for another model or variant."
+            )
     module.load_state_dict(state, strict=False)

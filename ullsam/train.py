@@ -33,7 +33,9 @@ class CaptionObjective(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         with torch.no_grad():
-            features = self.model.encode(normalise(batch["image"], self.model.config.sam.preprocessing), batch["origin"])
+            features = self.model.encode(
+                normalise(batch["image"], self.model.config.sam.preprocessing), batch["origin"]
+            )
         loss = self.model.llm.caption_loss(self.model.image_tokens(features), batch["caption"])
         return {"loss": loss}
 
@@ -71,7 +73,9 @@ SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
 STAGES = {
     1: Stage("vision-text alignment", ("projection",), CaptionObjective, captions=True),
     2: Stage("supervised fine-tuning", ("projection", "llm"), CaptionObjective, captions=True),
-    3: Stage("interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, captions=False),
+    3: Stage(
+        "interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, captions=False
+    ),
 }
 
 
@@ -96,9 +100,13 @@ class Batches(Dataset):
     def __init__(self, mixture: Mixture, config: TrainConfig, image_size: int, patch_size: int, count: int):
         stage, view = STAGES[config.stage], config.view or image_size
         self.config, self.count, self.stage = config, count, stage
-        self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
+        self.sbr = SbrConfig(
+            reference_side=SbrConfig().reference_side * view // image_size
+        )  # distances on the canvas
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
-        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=stage.captions)
+        self.views = TrainViews(
+            mixture, count * config.batch_size, config.seed, view, with_captions=stage.captions
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -126,10 +134,20 @@ class Batches(Dataset):
         ids, points, kinds = sample_instances(labels, rng, self.config.instances, n_pos, n_neg, self.sbr)
         valid = (np.arange(self.config.instances) < len(ids)).astype(np.float32)
         if len(ids) == 0:  # one object fills the whole view: nothing to learn, but the batch keeps its shape
-            ids, points, kinds = np.ones(1, int), np.zeros((1, n_pos + n_neg, 2), np.float32), np.zeros((1, n_pos + n_neg))
+            ids, points, kinds = (
+                np.ones(1, int),
+                np.zeros((1, n_pos + n_neg, 2), np.float32),
+                np.zeros((1, n_pos + n_neg)),
+            )
         order = np.resize(np.arange(len(ids)), self.config.instances)  # 0, 1, .., n-1, 0, 1, ..
         boxes = np.stack([sample_box(labels, i, rng, jitter=0.05) for i in ids])
-        return points[order], kinds[order].astype(np.float32), boxes[order], labels == ids[order, None, None], valid
+        return (
+            points[order],
+            kinds[order].astype(np.float32),
+            boxes[order],
+            labels == ids[order, None, None],
+            valid,
+        )
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -167,7 +185,7 @@ def fit(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate)
     run = _Run(model, config, Path(folder), accelerator)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
     batches = Batches(mixture, config, sam.image_size, sam.patch_size, count)
@@ -195,15 +213,21 @@ class _Run:
         self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
 
     def train(self, batches: Batches, progress: bool, on_log) -> None:
+        from accelerate.utils import send_to_device
         from tqdm.auto import tqdm
 
         first = self.step * self.config.accumulate
-        loader = self.accelerator.prepare(_loader(batches, first, self.config.workers, self.accelerator))
-        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc=f"stage {self.config.stage}")
+        loader = _loader(batches, first, self.config.workers, self.accelerator)
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            disable=not progress,
+            desc=f"stage {self.config.stage}",
+        )
         self.objective.train()
         start, before = time.perf_counter(), self.seconds
         for i, batch in enumerate(loader, first):
-            losses = self._micro_step(batch, i)
+            losses = self._micro_step(send_to_device(batch, self.accelerator.device), i)
             if (i + 1) % self.config.accumulate:
                 continue
             self.step += 1
@@ -214,9 +238,12 @@ class _Run:
         self.objective.eval()
 
     def _micro_step(self, batch: dict, index: int) -> dict[str, Tensor]:
-        torch.manual_seed(self.config.seed * 1_000_003 + index)  # dropout does not depend on where a run was resumed
+        torch.manual_seed(
+            self.config.seed * 1_000_003 + index
+        )  # dropout does not depend on where a run was resumed
         with self.accelerator.accumulate(self.objective):
-            losses = self.objective(batch)
+            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                losses = self.objective(batch)
             self.accelerator.backward(losses["loss"])
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_([p for _, p in self.named], self.config.clip)
@@ -229,7 +256,9 @@ class _Run:
     def _after_step(self, losses: dict[str, Tensor], bar, on_log) -> None:
         c, last = self.config, self.step == self.config.steps
         if not torch.isfinite(losses["loss"]):
-            raise InputError(f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on.")
+            raise InputError(
+                f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on."
+            )
         if self.step % c.log_every == 0 or last:
             values = {k: round(v.item(), 5) for k, v in losses.items()}
             self._log({"step": self.step, "seconds": round(self.seconds, 2), **values}, bar, on_log)
@@ -259,7 +288,9 @@ class _Run:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["config"] != asdict(self.config):
             changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
-            raise InputError(f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it.")
+            raise InputError(
+                f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it."
+            )
         with torch.no_grad():
             for name, parameter in self.named:
                 parameter.copy_(state["model"][name])
@@ -271,5 +302,7 @@ class _Run:
 
 def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:
     """Batches from micro-step `first` on; each process takes every num_processes-th."""
-    indexes = range(first * accelerator.num_processes + accelerator.process_index, len(batches), accelerator.num_processes)
+    indexes = range(
+        first * accelerator.num_processes + accelerator.process_index, len(batches), accelerator.num_processes
+    )
     return DataLoader(batches, batch_size=None, sampler=indexes, num_workers=workers)

@@ -1,0 +1,44 @@
+"""Losses against hand-computed values and properties."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ullsam.losses import bce_loss, dice_loss, mask_losses, true_iou
+
+TRUTH = torch.tensor([[[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]])
+
+
+def test_dice_loss_by_hand():
+    logits = torch.full((1, 2, 2), 0.0)  # probability 0.5 everywhere
+    assert dice_loss(logits, TRUTH[:1], smooth=0).item() == pytest.approx(1 - 2 * 1 / (2 + 2))
+    assert dice_loss(100 * (2 * TRUTH - 1), TRUTH).max().item() == pytest.approx(0)
+    assert dice_loss(-100 * (2 * TRUTH - 1), TRUTH, smooth=0).min().item() == pytest.approx(1)
+
+
+def test_plain_bce_is_the_mean_and_balanced_bce_weighs_both_sides():
+    logits = torch.randn(2, 2, 2)
+    each = F.binary_cross_entropy_with_logits(logits, TRUTH, reduction="none")
+    assert bce_loss(logits, TRUTH)[1].item() == pytest.approx(each[1].mean().item())
+    inside, outside = each[1][TRUTH[1] == 1].mean(), each[1][TRUTH[1] == 0].mean()
+    assert bce_loss(logits, TRUTH, balance=True)[1].item() == pytest.approx(((inside + outside) / 2).item())
+
+
+def test_balanced_bce_survives_masks_of_one_kind():
+    for truth in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
+        assert torch.isfinite(bce_loss(torch.randn(1, 4, 4), truth, balance=True)).all()
+
+
+def test_true_iou_by_hand():
+    logits = torch.tensor([[[1.0, -1], [1, -1]]])  # predicts the left column
+    assert true_iou(logits, TRUTH[:1]).item() == pytest.approx(1 / 3)
+
+
+def test_filling_masks_do_not_count():
+    logits, iou = torch.randn(2, 4, 4), torch.rand(2)
+    truth = (torch.rand(2, 8, 8) > 0.5).float()
+    both = mask_losses(logits, iou, truth, torch.tensor([1.0, 0.0]), True)
+    one = mask_losses(logits[:1], iou[:1], truth[:1], torch.ones(1), True)
+    assert all(both[k].item() == pytest.approx(one[k].item()) for k in one)
+    none = mask_losses(logits, iou, truth, torch.zeros(2), True)
+    assert all(v.item() == 0 for v in none.values())

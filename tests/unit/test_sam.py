@@ -1,0 +1,183 @@
+"""Our SAM against segment_anything's own code."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention
+
+from ullsam import InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
+from ullsam.config import SamConfig
+from ullsam.sam import FastAttention, load_sam_weights, normalise, per_instance
+
+DEBUG = preset("debug").sam
+STEM = SamConfig(image_size=128, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=4,
+                 use_rel_pos=False, out_chans=32, decoder_mlp_dim=64, mask_in_chans=8, stem=(8, 16, 24))  # fmt: skip
+
+
+@pytest.fixture
+def sam():
+    """A small SAM whose relative positions are not zero."""
+    model = build_sam(DEBUG)
+    for block in model.image_encoder.blocks:
+        torch.nn.init.normal_(block.attn.rel_pos_h)
+        torch.nn.init.normal_(block.attn.rel_pos_w)
+    return model
+
+
+def image(side=64):
+    return torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+
+
+def record(pixels, **prompts):
+    side = pixels.shape[1]
+    return {"image": pixels[0].permute(2, 0, 1).float(), "original_size": (side, side), **prompts}
+
+
+POINTS, LABELS = torch.tensor([[[10.0, 20], [40, 50]], [[3, 4], [60, 2]]]), torch.tensor([[1.0, 0], [1, 1]])
+BOXES = torch.tensor([[5.0, 6, 30, 40], [20, 20, 63, 60]])
+MASKS = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+CASES = {
+    "points": (dict(point_coords=POINTS, point_labels=LABELS), Prompts(POINTS[None], LABELS[None])),
+    "boxes": (dict(boxes=BOXES), Prompts(boxes=BOXES[None])),
+    "points and boxes": (
+        dict(point_coords=POINTS, point_labels=LABELS, boxes=BOXES), Prompts(POINTS[None], LABELS[None], BOXES[None])
+    ),
+    "masks": (dict(boxes=BOXES, mask_inputs=MASKS), Prompts(boxes=BOXES[None], masks=MASKS[None, :, 0])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("multimask", [False, True])
+@torch.no_grad()
+def test_equal_to_the_bit_to_segment_anything(sam, case, multimask):
+    theirs_in, prompts = CASES[case]
+    pixels = image()
+    theirs = sam([record(pixels, **theirs_in)], multimask_output=multimask)[0]
+    features = encode_image(sam.image_encoder, normalise(pixels, "sam"))
+    sparse, dense = encode_prompts(sam.prompt_encoder, prompts)
+    logits, iou = decode_masks(sam.mask_decoder, features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    kinds = slice(1, None) if multimask else slice(0, 1)
+    assert torch.equal(logits[:, kinds], theirs["low_res_logits"])
+    assert torch.equal(iou[:, kinds], theirs["iou_predictions"])
+
+
+@torch.no_grad()
+def test_batch_of_images_equals_one_at_a_time(sam):
+    pixels = torch.cat([image(), image(), image()])
+    points, labels = torch.rand(3, 2, 4, 2) * 64, torch.randint(0, 2, (3, 2, 4)).float()
+    features = encode_image(sam.image_encoder, normalise(pixels, "sam"))
+    pe = sam.prompt_encoder.get_dense_pe()
+    together = decode_masks(
+        sam.mask_decoder, features, pe, *encode_prompts(sam.prompt_encoder, Prompts(points, labels))
+    )[0]
+    for i in range(3):
+        one = encode_image(sam.image_encoder, normalise(pixels[i : i + 1], "sam"))
+        prompts = Prompts(points[i : i + 1], labels[i : i + 1])
+        alone = decode_masks(sam.mask_decoder, one, pe, *encode_prompts(sam.prompt_encoder, prompts))[0]
+        torch.testing.assert_close(together[2 * i : 2 * i + 2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5)])
+def test_fast_attention_is_the_same_attention(rel_pos, shape):
+    attention = FastAttention(32, 4, True, rel_pos, input_size=shape)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, *shape, 32)
+    torch.testing.assert_close(attention(x), Attention.forward(attention, x), rtol=1e-4, atol=1e-5)
+
+
+class BlankPatches(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(1, x.shape[2] // 16, x.shape[3] // 16, 32)
+
+
+@torch.no_grad()
+def test_a_window_sees_the_position_codes_of_its_place():
+    encoder = build_sam(STEM).image_encoder
+    encoder.blocks = torch.nn.ModuleList()  # without attention and neck each patch stands for itself
+    encoder.neck = torch.nn.Identity()
+    encoder.patch_embed = BlankPatches()
+    whole = encode_image(encoder, torch.zeros(1, 3, 128, 128)).embedding
+    part = encode_image(encoder, torch.zeros(1, 3, 64, 64), origin=(2, 4)).embedding
+    assert torch.equal(part, whole[:, :, 4:8, 2:6])
+
+
+@torch.no_grad()
+def test_stem_gives_finer_maps_that_reach_the_mask():
+    sam = build_sam(STEM)
+    features = encode_image(sam.image_encoder, torch.randn(2, 3, 128, 128))
+    assert features.embedding.shape == (2, 32, 8, 8)
+    assert [s.shape for s in features.skips] == [(2, 16, 32, 32), (2, 24, 16, 16)]
+    prompts = Prompts(torch.rand(2, 3, 1, 2) * 128, torch.ones(2, 3, 1))
+    parts = encode_prompts(sam.prompt_encoder, prompts)
+    logits, iou = decode_masks(sam.mask_decoder, features, sam.prompt_encoder.get_dense_pe(), *parts)
+    assert logits.shape == (6, 4, 32, 32) and iou.shape == (6, 4)
+    changed = features._replace(skips=tuple(s + 1 for s in features.skips))
+    assert not torch.equal(
+        decode_masks(sam.mask_decoder, changed, sam.prompt_encoder.get_dense_pe(), *parts)[0], logits
+    )
+
+
+def test_per_instance_repeats_image_by_image():
+    x = torch.arange(2.0)[:, None]
+    assert per_instance(x, 4)[:, 0].tolist() == [0, 0, 1, 1]
+    assert per_instance(x[:1], 3).data_ptr() == x.data_ptr()
+
+
+def test_normalise_both_ways():
+    white = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
+    assert torch.equal(normalise(white, "official"), torch.ones(1, 3, 2, 2))
+    assert normalise(white, "sam")[0, :, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-3)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(InputError, match="patch of 16 px does not fit an image of 100 px"):
+        build_sam(SamConfig(image_size=100))
+
+
+def test_weights_of_sam_and_usam_files(tmp_path, sam):
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    torch.save({"model_state": sam.state_dict(), "decoder_state": {"a": torch.ones(1)}}, tmp_path / "usam.pt")
+    for name in ("sam.pth", "usam.pt"):
+        other = load_sam_weights(build_sam(DEBUG), tmp_path / name)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(other.state_dict().values(), sam.state_dict().values(), strict=True)
+        )
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, sam):
+    state = sam.state_dict()
+    del state["mask_decoder.iou_token.weight"]
+    torch.save(state, tmp_path / "short.pth")
+    with pytest.raises(InputError, match="short.pth is missing mask_decoder.iou_token.weight"):
+        load_sam_weights(build_sam(DEBUG), tmp_path / "short.pth")
+    torch.save(sam.state_dict() | {"extra": torch.ones(1)}, tmp_path / "more.pth")
+    with pytest.raises(InputError, match="unexpected extra"):
+        load_sam_weights(build_sam(DEBUG), tmp_path / "more.pth")
+    torch.save(sam.state_dict(), tmp_path / "small.pth")
+    with pytest.raises(InputError, match="shapes that do not fit: image_encoder.pos_embed"):
+        load_sam_weights(build_sam(replace(DEBUG, image_size=128)), tmp_path / "small.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_damaged_checkpoints_get_a_sentence(tmp_path, content):
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(InputError, match="bad.pth is not a readable PyTorch checkpoint"):
+        load_sam_weights(build_sam(DEBUG), tmp_path / "bad.pth")
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="not a readable"):
+        load_sam_weights(build_sam(DEBUG), tmp_path / "evil.pth")
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_sam_weights(build_sam(DEBUG), tmp_path / "absent.pth")

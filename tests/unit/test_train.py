@@ -1,0 +1,177 @@
+"""The three stages: what each trains, exact resume after SIGKILL, order of the data, and the schedule."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
+from ullsam.train import Batches, SegmentationObjective, build_optimizer, learning_rate, select_trained
+
+SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
+
+
+def mixture():
+    return Mixture([], ["fluorescence_nuclei", "em_mitochondria"], 1.0, synthetic_size=64)
+
+
+def trained_parts(stage, **changes):
+    model = ULLSAM.from_preset("debug", **changes)
+    names = [n for n, _ in select_trained(model, STAGES[stage])]
+    return {".".join(n.split(".")[: 2 if n.startswith("sam") else 1]) for n in names}, names
+
+
+def test_what_each_stage_trains():
+    sam = {"sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder"}
+    assert trained_parts(1)[0] == {"projection"}
+    assert trained_parts(2)[0] == {"projection", "llm"}
+    assert trained_parts(3)[0] == sam | {"projection", "vlsa"}
+    assert trained_parts(3, llm=None, vlsa="none")[0] == sam
+    names = trained_parts(2, llm=LlmConfig(name="debug", lora_rank=2))[1]
+    assert all(n.startswith("projection") or "lora_" in n for n in names) and any("lora_B" in n for n in names)
+    with pytest.raises(InputError, match="nothing to train"):
+        trained_parts(1, llm=None, vlsa="none")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_only_the_stages_parts_change(tmp_path, stage):
+    model = ULLSAM.from_preset("debug")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    logs = fit(model, replace(SMALL, stage=stage), mixture(), tmp_path, progress=False)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith(STAGES[stage].trained) for k in changed)
+    assert [line["step"] for line in logs] == [1, 2, 3] and all(np.isfinite(line["loss"]) for line in logs)
+    assert [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()] == logs
+    again = ULLSAM.from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_one_encoder_pass_per_step(monkeypatch):
+    model, calls = ULLSAM.from_preset("debug"), []
+    monkeypatch.setattr(model, "encode", lambda *a, f=model.encode: calls.append(1) or f(*a))
+    SegmentationObjective(model, SMALL)(Batches(mixture(), SMALL, 64, 16, 1)[0])
+    assert len(calls) == 1
+
+
+def test_training_learns(tmp_path):
+    """A small SAM with a convolutional stem learns one image's objects by heart."""
+    config = replace(SMALL, steps=60, lr=3e-3, warmup=5, balance=True)
+    sam = replace(preset("debug").sam, stem=(8, 16, 24), use_rel_pos=False, position_scale=3.0)
+    model = ULLSAM.from_preset("debug", sam=sam, llm=None, vlsa="none")
+
+    class Same(Mixture):
+        def draw(self, rng):
+            return super().draw(np.random.default_rng(0))
+
+    logs = fit(model, config, Same([], ["fluorescence_nuclei"], 1.0, synthetic_size=64), tmp_path, progress=False)
+    first, last = (np.mean([x["bce"] for x in part]) for part in (logs[:5], logs[-10:]))
+    assert last < 0.7 * first
+
+
+def test_batches_are_a_pure_function_of_seed_and_index():
+    config = replace(SMALL, view=32, prompts=((1, 3), (2, 0)), box_share=0.3)
+    a, b = (Batches(mixture(), config, 64, 16, 9) for _ in range(2))
+    for i in (7, 2, 7):
+        x, y = a[i], b[i]
+        assert torch.equal(x["image"], y["image"]) and torch.equal(x["truth"], y["truth"]) and x["origin"] == y["origin"]
+    assert not torch.equal(a[0]["image"], a[1]["image"])
+    assert {a[i]["origin"] for i in range(9)} == {(0, 0), (0, 2), (2, 0), (2, 2)}
+
+
+def test_prompts_of_a_batch_fit_their_objects():
+    batches = Batches(mixture(), replace(SMALL, batch_size=3, instances=4), 64, 16, 4)
+    for i in range(4):
+        batch = batches[i]
+        points, truth, valid = batch["prompts"].points.long(), batch["truth"], batch["valid"]
+        assert batch["prompts"].labels[0, 0].tolist() == [1, 0, 0, 0]
+        for b, o in valid.nonzero().tolist():
+            inside = [bool(truth[b, o, y, x]) for x, y in points[b, o].tolist()]
+            assert inside[1:] == [False] * 3  # the positive may be a centroid outside a concave object
+
+
+def test_schedule_counts_optimiser_steps():
+    config = TrainConfig(steps=100, warmup=10, final_lr=0.1)
+    rates = [learning_rate(s, config) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_decay_spares_norms_biases_and_scalars():
+    model = ULLSAM.from_preset("debug")
+    named = select_trained(model, STAGES[3])
+    decayed = {id(p) for p in build_optimizer(named, SMALL).param_groups[0]["params"]}
+    for name, parameter in named:
+        matrix = parameter.ndim > 1 and "embed" not in name
+        assert (id(parameter) in decayed) == matrix, name
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """Two micro-steps of two images are one step of four, for the caption loss of equally long captions."""
+    states = []
+    for accumulate in (1, 2):
+        model = ULLSAM.from_preset("debug")
+        config = replace(SMALL, stage=3, steps=2, batch_size=4 // accumulate, accumulate=accumulate)
+        fit(model, config, mixture(), tmp_path / str(accumulate), progress=False)
+        states.append(model.projection.mlp[1].weight.detach())
+    assert states[0].shape == states[1].shape  # the draws differ between the two, the step count does not
+    assert len((tmp_path / "2" / "log.jsonl").read_text().splitlines()) == 2
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from ullsam import ULLSAM, Mixture, TrainConfig, fit
+config = TrainConfig(steps=8, batch_size=2, warmup=1, instances=2, log_every=1, save_every=3, prompts=((1, 3), (2, 1)))
+model = ULLSAM.from_preset("debug", vlsa_options={"dropout": 0.2})
+fit(model, config, Mixture([], ["fluorescence_nuclei"], 1.0, synthetic_size=64), sys.argv[1], progress=False,
+    on_log=lambda line: print("step", line["step"], flush=True))
+"""
+
+
+def run_script(folder, kill_at=None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout:
+        if kill_at and line.strip() == f"step {kill_at}":
+            process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    assert run_script(tmp_path / "whole") == 0
+    assert run_script(tmp_path / "killed", kill_at=5) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert run_script(tmp_path / "killed") == 0
+    whole, killed = (ULLSAM.from_pretrained(tmp_path / n).state_dict() for n in ("whole", "killed"))
+    assert all(torch.equal(whole[k], killed[k]) for k in whole)
+    steps = [[json.loads(x)["step"] for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "killed")]
+    assert steps[0] == steps[1] == list(range(1, 9))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    model = ULLSAM.from_preset("debug")
+    first = fit(model, SMALL, mixture(), tmp_path, progress=False)
+    again = ULLSAM.from_preset("debug", seed=9)
+    assert fit(again, SMALL, mixture(), tmp_path, progress=False) == first
+    assert torch.equal(again.vlsa.scale, model.vlsa.scale)
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path, progress=False)
+    with pytest.raises(InputError, match="run with other lr, seed; use another folder"):
+        fit(ULLSAM.from_preset("debug"), replace(SMALL, lr=1e-4, seed=3), mixture(), tmp_path, progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    model = ULLSAM.from_preset("debug")
+    with torch.no_grad():
+        model.sam.mask_decoder.iou_token.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="loss is not finite at step 1; lower the learning rate"):
+        fit(model, SMALL, mixture(), tmp_path, progress=False)
+    assert not (tmp_path / "checkpoint.pt").exists()
