@@ -41,7 +41,7 @@ lab: setup  ## JupyterLab in the notebooks folder
 
 notebooks: setup  ## runs every notebook in order, outputs kept in place
 	$(PY) -m jupyter nbconvert --to notebook --inplace --execute \
-		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=3600 $(NOTEBOOKS)
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.timeout=3600 $(NOTEBOOKS)
 
 lint: setup  ## style and the mistakes that can be seen without running
 	$(PY) -m ruff check .

@@ -8,7 +8,7 @@ from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
 from ullsam.evaluate import evaluate, format_table
-from ullsam.model import ULLSAM, load
+from ullsam.model import ULLSAM, load, shipped
 from ullsam.predictor import Prediction, Predictor
 from ullsam.sam import ImageFeatures, Prompts, build_sam, decode_masks, encode_image, encode_prompts
 from ullsam.sbr import SbrConfig, SbrPoints, sample_instances, sample_points, sbr_regions
@@ -41,6 +41,6 @@ __all__ = [
     "TrainConfig", "VisionProjection", "VlsaShape", "build_sam", "build_vlsa", "check_vlsa", "compare_vlsa",
     "data_root", "decode_masks", "encode_image", "encode_prompts", "evaluate", "fast", "find_corpora", "fit",
     "format_table", "from_square", "generate", "load", "pixel_shuffle", "pixel_unshuffle", "preset", "read_image",
-    "read_labels", "register_vlsa", "sample_instances", "sample_points", "sbr_regions", "show", "to_rgb8", "to_square",
+    "read_labels", "register_vlsa", "sample_instances", "sample_points", "sbr_regions", "shipped", "show", "to_rgb8", "to_square",
     "vlsa_names", "write_labels",
 ]  # fmt: skip

@@ -145,6 +145,8 @@ class TrainConfig:
     prompts: tuple[tuple[int, int], ...] = ((1, 3),)  # (positive, negative) counts, one drawn per step
     box_share: float = 0.0  # share of steps whose prompt is a box instead of points
     iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
+    dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
+    caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned (paper: none)
     balance: bool = False  # weigh BCE so that inside and outside of each object count the same
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines

@@ -55,12 +55,18 @@ class LanguageModel(nn.Module):
         states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
         return states[:, before.shape[1] :]
 
-    def caption_loss(
-        self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None
-    ) -> Tensor:
+    def caption_loss(self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None) -> Tensor:
         """Mean cross-entropy of the answers' tokens (and of the token that ends them), given image and question."""
-        logits, targets = self._answer_logits(image_tokens, answers, questions or [""] * len(answers))
-        return F.cross_entropy(logits.float(), targets)
+        return self.hidden_and_loss(image_tokens, answers, questions)[1]
+
+    def hidden_and_loss(
+        self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`hidden` and `caption_loss` for the price of one pass: what follows the image cannot change its states."""
+        states, ids, is_answer = self._read(image_tokens, answers, questions or [""] * len(answers))
+        first = len(self.ids(self.config.before_image))
+        loss = F.cross_entropy(self._logits(states, is_answer).float(), ids[is_answer])
+        return states[:, first : first + image_tokens.shape[1]], loss
 
     def option_scores(self, image_tokens: Tensor | None, question: str, options: list[str]) -> Tensor:
         """Mean log-likelihood per token of each option as the answer, (len(options),); None: text only.
@@ -68,28 +74,30 @@ class LanguageModel(nn.Module):
         Args:
             image_tokens: (1, N, D) of one image, or (1, k*N, D) of k images one after the other.
         """
-        tokens = torch.zeros(1, 0, self.dim) if image_tokens is None else image_tokens
-        tokens = tokens.expand(len(options), -1, -1)
-        logits, targets, rows = self._answer_logits(
-            tokens, options, [question] * len(options), with_rows=True
-        )
-        scores = -F.cross_entropy(logits.float(), targets, reduction="none")  # (all answer tokens,)
-        sums = torch.zeros(len(options)).index_add(0, rows, scores)
-        return sums / torch.bincount(rows, minlength=len(options))
+        before = self.embed(self.ids(self.config.before_image), 1)
+        tokens = before[:, :0] if image_tokens is None else image_tokens.to(before.dtype)
+        x = torch.cat([before, tokens, self.embed(self.ids(self._after(question)), 1)], dim=1)  # (1, L, D)
+        start = self.lm.model(inputs_embeds=x, use_cache=True)  # all that the options share is read once
+        start.past_key_values.batch_repeat_interleave(len(options))
+        rows = [torch.tensor(self.ids(option + self.config.end), device=x.device) for option in options]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (options, T), a causal model does not see the padding
+        states = self.lm.model(input_ids=ids, past_key_values=start.past_key_values).last_hidden_state
+        first = start.last_hidden_state[:, -1:].expand(len(options), -1, -1)
+        logits = self.lm.lm_head(torch.cat([first, states[:, :-1]], dim=1)).float()  # the state before predicts a token
+        scores = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]  # (options, T)
+        return torch.stack([row[: len(tokens)].mean() for row, tokens in zip(scores, rows, strict=True)])
 
-    def _answer_logits(
-        self, image_tokens: Tensor, answers: list[str], questions: list[str], with_rows: bool = False
-    ):
-        """Logits (T, vocabulary) that predict the T answer tokens of all images, and those tokens (T,)."""
+    def _read(self, image_tokens: Tensor, answers: list[str], questions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """States of the whole sequence, and the ids (B, L) that end it with the mask of those to be predicted."""
         before = self.embed(self.ids(self.config.before_image), len(answers))
-        ids, is_answer = self._text_batch(questions, answers)
-        ids, is_answer = ids.to(before.device), is_answer.to(before.device)
+        ids, is_answer = (x.to(before.device) for x in self._text_batch(questions, answers))
         text = self.lm.get_input_embeddings()(ids)  # (B, L, D)
         x = torch.cat([before, image_tokens.to(before.dtype), text], dim=1)
-        states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
-        predicting = states[:, -ids.shape[1] - 1 : -1]  # the state before a token predicts it, (B, L, D)
-        logits, targets = self.lm.lm_head(predicting[is_answer]), ids[is_answer]
-        return (logits, targets, is_answer.nonzero()[:, 0]) if with_rows else (logits, targets)
+        return self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state, ids, is_answer
+
+    def _logits(self, states: Tensor, is_answer: Tensor) -> Tensor:
+        """Predictions (tokens, vocabulary) of the answers' tokens; the state before a token predicts it."""
+        return self.lm.lm_head(states[:, -is_answer.shape[1] - 1 : -1][is_answer])
 
     def _text_batch(self, questions: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, L), padded on the right (a causal model does not look there), and where the answers stand."""

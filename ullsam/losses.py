@@ -58,3 +58,13 @@ def mask_losses(
         "dice_score": 2 * quality / (1 + quality),
     }
     return {name: (value * valid).sum() / valid.sum().clamp(min=1) for name, value in each.items()}
+
+
+def dense_targets(labels: Tensor, stride: int = 4) -> Tensor:
+    """Where objects are and where they end: label maps (B, S, S) -> 0/1 maps (B, 2, S/stride, S/stride).
+
+    The first map is foreground; the second holds the places whose neighbours carry another label.
+    """
+    x = labels[:, None, stride // 2 :: stride, stride // 2 :: stride].float()  # (B, 1, S/stride, S/stride)
+    highest, lowest = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
+    return torch.cat([x > 0, highest != lowest], dim=1).float()

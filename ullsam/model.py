@@ -84,6 +84,11 @@ class ULLSAM(nn.Module):
         """
         return None if self.vlsa is None else self.vlsa(self.llm.hidden(self.image_tokens(features)))
 
+    def knowledge_and_caption_loss(self, features: ImageFeatures, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """`knowledge` and the loss of the images' captions in one pass of the language model."""
+        hidden, loss = self.llm_or_raise().hidden_and_loss(self.image_tokens(features), captions)
+        return self.vlsa(hidden), loss
+
     def segment(
         self,
         features: ImageFeatures,
@@ -155,6 +160,7 @@ class ULLSAM(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.own_state().items()}
         save_file(state, folder / "model.safetensors.part")
+        (folder / "model.safetensors.part").chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
         (folder / "config.json.part").write_text(
             json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
@@ -224,8 +230,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is damaged ({error}); get it again.") from error
 
 
+def shipped(name: str) -> Path:
+    """Where a file or folder that comes with ullsam is: "weights/ullsam-tiny" or "results/tiny_test.json".
+
+    In the repository that is the folder data, in an installed package the package itself.
+    """
+    package = Path(__file__).parent
+    places = [package.parent / "data" / name, package / name]
+    return next((p for p in places if p.exists()), places[0])
+
+
 def load(name: str | Path) -> ULLSAM:
     """The shipped weights "tiny" (uLLSAM) or "usam-tiny" (the baseline without language model), or a saved folder."""
-    if str(name) in SHIPPED:
-        name = Path(__file__).parents[1] / "data" / "weights" / SHIPPED[str(name)]
-    return ULLSAM.from_pretrained(name)
+    return ULLSAM.from_pretrained(shipped(f"weights/{SHIPPED[str(name)]}") if str(name) in SHIPPED else name)

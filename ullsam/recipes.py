@@ -17,8 +17,8 @@ USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
 # prompts beyond the paper's 1 + 3, so that the first click of a person works too
 PROMPTS = ((1, 3), (1, 3), (1, 3), (1, 0), (2, 1), (3, 3))
 SEGMENT = TrainConfig(
-    stage=3, batch_size=4, lr=6e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1, balance=True,
-    precision="bf16", warmup=100, workers=1,
+    stage=3, batch_size=4, lr=5e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1, balance=True,
+    dense_weight=1.0, precision="bf16", warmup=100, workers=1,
 )  # fmt: skip
 CAPTION = replace(SEGMENT, stage=1, warmup=30, prompts=(), box_share=0.0)
 
@@ -35,7 +35,7 @@ class Recipe:
 
 
 RECIPES = {
-    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=3000)),
+    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2600)),
     "align": Recipe(TINY, replace(CAPTION, steps=400, lr=1e-3), start="base"),
     "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400, lr=3e-4), start="align"),
     "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="sft"),

@@ -88,7 +88,7 @@ class ConvStem(nn.Module):
         self.first = nn.Sequential(nn.Conv2d(3, a, 3, stride=2, padding=1), nn.GroupNorm(8, a), nn.GELU())
         self.quarter = nn.Sequential(_down(a, b), ConvBlock(b))
         self.eighth = nn.Sequential(_down(b, c), ConvBlock(c))
-        self.sixteenth = nn.Conv2d(c, embed_dim, 3, stride=2, padding=1)
+        self.sixteenth = nn.Sequential(nn.Conv2d(c, embed_dim, 3, stride=2, padding=1), nn.GroupNorm(8, embed_dim))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         quarter = self.quarter(self.first(pixels))  # (B, b, S/4, S/4)
@@ -108,8 +108,8 @@ class SkipMaskDecoder(MaskDecoder):
     def __init__(self, skip_widths: tuple[int, int], transformer_dim: int, **kwargs):
         super().__init__(transformer_dim=transformer_dim, **kwargs)
         fine, coarse = transformer_dim // 8, transformer_dim // 4
-        self.skip_quarter = nn.Conv2d(skip_widths[0], fine, 1)
-        self.skip_eighth = nn.Conv2d(skip_widths[1], coarse, 1)
+        self.skip_quarter = nn.Sequential(nn.Conv2d(skip_widths[0], fine, 1), instance_norm(fine))
+        self.skip_eighth = nn.Sequential(nn.Conv2d(skip_widths[1], coarse, 1), instance_norm(coarse))
         self.refine_eighth = nn.Conv2d(coarse, coarse, 3, padding=1)
         self.refine_quarter = nn.Conv2d(fine, fine, 3, padding=1)
 
@@ -157,9 +157,33 @@ def _image_encoder(c: SamConfig) -> ImageEncoderViT:
         block.attn = FastAttention(c.embed_dim, c.num_heads, True, c.use_rel_pos, input_size=(side, side))
     if c.stem:
         encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
-    if not c.use_rel_pos:
-        nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+        encoder.neck.append(instance_norm(c.out_chans, 0.3))
+    _start_small(encoder, c.depth)
     return encoder
+
+
+@torch.no_grad()
+def _start_small(encoder: ImageEncoderViT, depth: int) -> None:
+    """GPT-2's initialisation: no biases, and residual branches that add little at first."""
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    for block in encoder.blocks:
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.lin1, block.mlp.lin2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        for last in (block.attn.proj, block.mlp.lin2):
+            last.weight.mul_((2 * depth) ** -0.5)
+
+
+def instance_norm(width: int, scale: float = 1.0) -> nn.GroupNorm:
+    """Takes each channel's mean over the image away, so that features must differ between places to say anything.
+
+    Without it, training from scratch makes the features of all images equal: a constant is what a decoder learns to
+    use first, and with Adam's equal steps it drowns the rest. A small `scale` lets a point's place count for more than
+    the features around it while the decoder learns what points are.
+    """
+    norm = nn.GroupNorm(width, width)
+    nn.init.constant_(norm.weight, scale)
+    return norm
 
 
 def _prompt_encoder(c: SamConfig) -> PromptEncoder:
@@ -168,6 +192,10 @@ def _prompt_encoder(c: SamConfig) -> PromptEncoder:
         mask_in_chans=c.mask_in_chans,
     )  # fmt: skip
     encoder.pe_layer.positional_encoding_gaussian_matrix *= c.position_scale
+    with torch.no_grad():  # places count for more than kinds at first, see instance_norm
+        encoder.no_mask_embed.weight.mul_(0.1)
+        for embedding in encoder.point_embeddings:
+            embedding.weight.mul_(0.3)
     return encoder
 
 

@@ -13,15 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ullsam.config import TrainConfig
 from ullsam.data.views import Mixture, TrainViews
 from ullsam.errors import InputError
-from ullsam.losses import mask_losses
+from ullsam.losses import dense_targets, mask_losses
 from ullsam.model import ULLSAM
 from ullsam.sam import Prompts, normalise
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
+
+
+@torch.no_grad()
+def feature_spread(embedding: Tensor) -> Tensor:
+    """Share of the features' power that differs between places and images, 0..1; near 0 they say nothing of the image."""
+    x = embedding.float().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B*h*w)
+    return x.var(1, unbiased=False).sum() / (x**2).mean(1).sum()
 
 
 class CaptionObjective(nn.Module):
@@ -46,17 +54,38 @@ class SegmentationObjective(nn.Module):
     def __init__(self, model: ULLSAM, config: TrainConfig):
         super().__init__()
         self.model, self.config = model, config
+        width = model.config.sam.out_chans
+        self.dense_head = nn.Conv2d(width, 2 * 4**2, 1) if config.dense_weight else None  # 4 x 4 places per patch
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        model, origin = self.model, batch["origin"]
+        model, origin, c = self.model, batch["origin"], self.config
         features = model.encode(normalise(batch["image"], model.config.sam.preprocessing), origin)
-        knowledge = model.knowledge(features)
+        knowledge, extra = self._knowledge(features, batch)
         logits, iou = model.segment(features, batch["prompts"], knowledge, origin)
         parts = mask_losses(
             logits[:, :, 0].flatten(0, 1), iou[:, :, 0].flatten(), batch["truth"].flatten(0, 1).float(),
-            batch["valid"].flatten(), self.config.balance,
+            batch["valid"].flatten(), c.balance,
         )  # fmt: skip
-        return {"loss": parts["bce"] + parts["dice"] + self.config.iou_weight * parts["iou"], **parts}
+        loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"]
+        if self.dense_head is not None:
+            extra["dense"] = self._dense_loss(features.embedding, batch["labels"])
+        loss = loss + c.caption_weight * extra.get("caption", 0) + c.dense_weight * extra.get("dense", 0)
+        return {"loss": loss, **parts, **extra, "spread": feature_spread(features.embedding)}
+
+    def _dense_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """Objects and borders from the features alone: keeps an encoder from scratch from leaving all to the prompts.
+
+        The idea is uSAM's decoder for automatic segmentation; this head is one linear layer and is not kept.
+        """
+        logits = F.pixel_shuffle(self.dense_head(embedding), 4)  # (B, 2 * 16, h, w) -> (B, 2, 4h, 4w)
+        return F.binary_cross_entropy_with_logits(logits.float(), dense_targets(labels))
+
+    def _knowledge(self, features, batch: dict):
+        """Knowledge of the batch and, where it has a weight, the caption loss that keeps the projection aligned."""
+        if self.config.caption_weight and self.model.vlsa is not None:
+            knowledge, loss = self.model.knowledge_and_caption_loss(features, batch["caption"])
+            return knowledge, {"caption": loss}
+        return self.model.knowledge(features), {}
 
 
 @dataclass(frozen=True)
@@ -100,13 +129,10 @@ class Batches(Dataset):
     def __init__(self, mixture: Mixture, config: TrainConfig, image_size: int, patch_size: int, count: int):
         stage, view = STAGES[config.stage], config.view or image_size
         self.config, self.count, self.stage = config, count, stage
-        self.sbr = SbrConfig(
-            reference_side=SbrConfig().reference_side * view // image_size
-        )  # distances on the canvas
+        self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
-        self.views = TrainViews(
-            mixture, count * config.batch_size, config.seed, view, with_captions=stage.captions
-        )
+        self.captions = stage.captions or config.caption_weight > 0
+        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=self.captions)
 
     def __len__(self) -> int:
         return self.count
@@ -117,11 +143,14 @@ class Batches(Dataset):
         views = [self.views[index * size + i] for i in range(size)]
         origin = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
         batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
-        if self.stage.captions:
-            return batch | {"caption": [v["caption"] for v in views]}
-        return batch | self._prompts([v["labels"] for v in views], rng)
+        if self.captions:
+            batch["caption"] = [v["caption"] for v in views]
+        if self.stage.objective is CaptionObjective:
+            return batch
+        labels = np.stack([v["labels"] for v in views])
+        return batch | {"labels": torch.from_numpy(labels)} | self._prompts(labels, rng)
 
-    def _prompts(self, labels: list[np.ndarray], rng: np.random.Generator) -> dict:
+    def _prompts(self, labels: np.ndarray, rng: np.random.Generator) -> dict:
         """SBR prompts and true masks of `instances` objects per image; spare places repeat objects with valid = 0."""
         n_pos, n_neg = self.config.prompts[rng.integers(len(self.config.prompts))]
         rows = [self._image_prompts(x, rng, n_pos, n_neg) for x in labels]
@@ -203,13 +232,15 @@ class _Run:
         if model.llm is not None:
             model.llm.merge_lora("llm" not in stage.trained)
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.named = select_trained(model, stage)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            objective = stage.objective(model, config)
+        self.named = select_trained(model, stage) + [x for x in objective.named_parameters() if "model." not in x[0]]
         self.optimizer = build_optimizer(self.named, config)
         self.step, self.logs, self.seconds = 0, [], 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "checkpoint.pt").is_file():
             self._load()
-        objective = stage.objective(model, config)
         self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
 
     def train(self, batches: Batches, progress: bool, on_log) -> None:

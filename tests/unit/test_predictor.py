@@ -126,8 +126,8 @@ def test_bad_prompts_get_a_sentence(ready, case):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((0, 5)), np.zeros((1, 1), np.uint8), np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.zeros((9, 9, 7)),
-     np.zeros(9), np.array([["a"]]), np.zeros((9, 9), complex)],
+    [np.zeros((0, 5)), np.zeros((1, 1), np.uint8), np.full((9, 9), np.nan), np.full((9, 9), np.inf),
+     np.zeros((9, 9, 7)), np.zeros(9), np.array([["a"]]), np.zeros((9, 9), complex)],
 )  # fmt: skip
 def test_bad_images_get_a_sentence_and_keep_the_old_state(ready, image):
     with pytest.raises(InputError):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
+from ullsam.sam import normalise
 from ullsam.train import Batches, SegmentationObjective, build_optimizer, learning_rate, select_trained
 
 SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
@@ -59,6 +60,20 @@ def test_one_encoder_pass_per_step(monkeypatch):
     assert len(calls) == 1
 
 
+def test_captions_can_be_kept_in_stage_three(tmp_path):
+    config = replace(SMALL, caption_weight=0.5)
+    batch = Batches(mixture(), config, 64, 16, 1)[0]
+    model = ULLSAM.from_preset("debug")
+    losses = SegmentationObjective(model, config)(batch)
+    features = model.encode(normalise(batch["image"], "sam"))
+    expected = model.llm.caption_loss(model.image_tokens(features), batch["caption"])
+    torch.testing.assert_close(losses["caption"], expected)
+    parts = losses["bce"] + losses["dice"] + 0.5 * losses["caption"]
+    torch.testing.assert_close(losses["loss"], parts)
+    plain = SegmentationObjective(model, SMALL)(batch)  # the same masks, whether captions follow the image or not
+    torch.testing.assert_close(plain["bce"], losses["bce"])
+
+
 def test_training_learns(tmp_path):
     """A small SAM with a convolutional stem learns one image's objects by heart."""
     config = replace(SMALL, steps=60, lr=3e-3, warmup=5, balance=True)
@@ -79,7 +94,8 @@ def test_batches_are_a_pure_function_of_seed_and_index():
     a, b = (Batches(mixture(), config, 64, 16, 9) for _ in range(2))
     for i in (7, 2, 7):
         x, y = a[i], b[i]
-        assert torch.equal(x["image"], y["image"]) and torch.equal(x["truth"], y["truth"]) and x["origin"] == y["origin"]
+        assert torch.equal(x["image"], y["image"]) and torch.equal(x["truth"], y["truth"])
+        assert x["origin"] == y["origin"]
     assert not torch.equal(a[0]["image"], a[1]["image"])
     assert {a[i]["origin"] for i in range(9)} == {(0, 0), (0, 2), (2, 0), (2, 2)}
 
@@ -99,7 +115,8 @@ def test_schedule_counts_optimiser_steps():
     config = TrainConfig(steps=100, warmup=10, final_lr=0.1)
     rates = [learning_rate(s, config) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_decay_spares_norms_biases_and_scalars():
@@ -136,7 +153,8 @@ fit(model, config, Mixture([], ["fluorescence_nuclei"], 1.0, synthetic_size=64),
 
 def run_script(folder, kill_at=None):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     for line in process.stdout:
         if kill_at and line.strip() == f"step {kill_at}":
             process.send_signal(signal.SIGKILL)
@@ -150,8 +168,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert run_script(tmp_path / "killed") == 0
     whole, killed = (ULLSAM.from_pretrained(tmp_path / n).state_dict() for n in ("whole", "killed"))
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
-    steps = [[json.loads(x)["step"] for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "killed")]
-    assert steps[0] == steps[1] == list(range(1, 9))
+    for name in ("whole", "killed"):
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
