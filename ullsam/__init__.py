@@ -36,11 +36,11 @@ def show(thing) -> None:
 
 
 __all__ = [
-    "PRESETS", "STAGES", "STYLES", "ULLSAM", "VLSA", "Corpus", "ImageFeatures", "InputError", "LlmConfig", "Mixture",
-    "ModelConfig", "Prediction", "Predictor", "Prompts", "SamConfig", "Sample", "SbrConfig", "SbrPoints", "Square",
-    "TrainConfig", "VisionProjection", "VlsaShape", "build_sam", "build_vlsa", "check_vlsa", "compare_vlsa",
-    "data_root", "decode_masks", "encode_image", "encode_prompts", "evaluate", "fast", "find_corpora", "fit",
-    "format_table", "from_square", "generate", "load", "pixel_shuffle", "pixel_unshuffle", "preset", "read_image",
-    "read_labels", "register_vlsa", "sample_instances", "sample_points", "sbr_regions", "shipped", "show", "to_rgb8", "to_square",
-    "vlsa_names", "write_labels",
+    "PRESETS", "STAGES", "STYLES", "ULLSAM", "VLSA", "Corpus", "ImageFeatures", "InputError", "LlmConfig",
+    "Mixture", "ModelConfig", "Prediction", "Predictor", "Prompts", "SamConfig", "Sample", "SbrConfig",
+    "SbrPoints", "Square", "TrainConfig", "VisionProjection", "VlsaShape", "build_sam", "build_vlsa", "check_vlsa",
+    "compare_vlsa", "data_root", "decode_masks", "encode_image", "encode_prompts", "evaluate", "fast",
+    "find_corpora", "fit", "format_table", "from_square", "generate", "load", "pixel_shuffle", "pixel_unshuffle",
+    "preset", "read_image", "read_labels", "register_vlsa", "sample_instances", "sample_points", "sbr_regions",
+    "shipped", "show", "to_rgb8", "to_square", "vlsa_names", "write_labels",
 ]  # fmt: skip

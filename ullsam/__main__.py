@@ -17,6 +17,20 @@ def train(args: argparse.Namespace) -> None:
     print(f"Finished; the model is in {run_recipe(args.recipe, args.out, args.data)}")
 
 
+def ship(args: argparse.Namespace) -> None:
+    """Makes a recipe's result the weights that come with the package."""
+    from ullsam.recipes import ship
+
+    print(f"The weights are in {ship(args.recipe, args.out)}")
+
+
+def readme(args: argparse.Namespace) -> None:
+    """Writes the tables of measured results into the README."""
+    from ullsam.report import update
+
+    print(f"Updated {update(args.file, args.results)}")
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Scores the masks of a model on every folder of images."""
     from ullsam.evaluate import evaluate, summarise
@@ -125,6 +139,14 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--out", default="runs", help="folder that holds one folder per recipe (default: runs)")
     add.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
     add.set_defaults(run=train)
+    add = commands.add_parser("ship", help="copy a finished recipe's model to data/weights, its log to data/results")
+    add.add_argument("recipe", help="ullsam-tiny or usam-tiny")
+    add.add_argument("--out", default="runs", help="folder of the recipes (default: runs)")
+    add.set_defaults(run=ship)
+    add = commands.add_parser("readme", help="write the measured results into the README's tables")
+    add.add_argument("--file", default="README.md")
+    add.add_argument("--results", default="data/results", help="folder of the JSON files (default: data/results)")
+    add.set_defaults(run=readme)
     _add_evaluation(commands)
     add = commands.add_parser("demo", help="segment and describe three images, in a minute")
     add.add_argument("--out", default="demo_output", help="folder for the results (default: demo_output)")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from ullsam.config import TINY, ModelConfig, TrainConfig
 from ullsam.data.corpus import data_root, find_corpora
 from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES
 from ullsam.errors import InputError
+from ullsam.evaluate import write_json
 from ullsam.model import ULLSAM, load_parts
 from ullsam.train import fit
 
@@ -62,3 +66,22 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
     mixture = Mixture(corpora, list(STYLES), recipe.synthetic_share)
     fit(model, recipe.train, mixture, folder / name, progress)
     return folder / name
+
+
+def ship(name: str, folder: str | Path, data: str | Path = "data") -> Path:
+    """Puts a finished recipe's model into data/weights as float16 and its log into data/results/training_log.json.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    model = ULLSAM.from_pretrained(Path(folder) / name)
+    target = Path(data) / "weights" / name
+    model.save_pretrained(target, torch.float16)
+    path = Path(data) / "results" / "training_log.json"
+    logs = json.loads(path.read_text()) if path.is_file() else {}
+    step: str | None = name
+    while step:
+        logs[step] = [json.loads(line) for line in (Path(folder) / step / "log.jsonl").read_text().splitlines()]
+        step = RECIPES[step].start
+    write_json(path, logs)
+    return target

@@ -240,10 +240,11 @@ def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape)
     result = module.inject(knowledge.expand(count, *knowledge.shape[1:]), sparse, dense)
     _expect(isinstance(result, tuple) and len(result) == 2, "inject must return two tensors: sparse, dense")
     new_sparse, new_dense = result
-    _expect(new_sparse.ndim == 3 and new_sparse.shape[::2] == sparse.shape[::2],
-            f"for {count} prompts inject returns sparse {tuple(new_sparse.shape)}, expected ({count}, any, {shape.sam_dim})")  # fmt: skip
-    _expect(new_dense.shape == dense.shape,
-            f"for {count} prompts inject returns dense {tuple(new_dense.shape)}, expected {tuple(dense.shape)}")  # fmt: skip
+    right = new_sparse.ndim == 3 and new_sparse.shape[::2] == sparse.shape[::2]
+    found, wanted = tuple(new_sparse.shape), f"({count}, any, {shape.sam_dim})"
+    _expect(right, f"for {count} prompts inject returns sparse {found}, expected {wanted}")
+    found, wanted = tuple(new_dense.shape), tuple(dense.shape)
+    _expect(found == wanted, f"for {count} prompts inject returns dense {found}, expected {wanted}")
     finite = bool(torch.isfinite(new_sparse).all() and torch.isfinite(new_dense).all())
     _expect(finite, "the output has NaN or infinite values; look for divisions and logarithms")
     return result

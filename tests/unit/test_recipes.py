@@ -1,0 +1,73 @@
+"""The chain of training runs: each starts from the one before, the last is shipped."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import pytest
+import torch
+
+import ullsam
+from ullsam import InputError, LlmConfig, TrainConfig, preset, recipes
+from ullsam.recipes import RECIPES, Recipe, run_recipe, ship
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    folder = tmp_path / "corpora" / "in_domain" / "cells"
+    for i in range(2):
+        sample = ullsam.generate("fluorescence_nuclei", i, 64)
+        for kind, array in (("images", sample.image[..., ::-1]), ("masks", sample.labels.astype("uint16"))):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / kind / f"{i:04d}.png"), array)
+    (folder / "images.csv").write_text("file,source_id,split\n0000.png,a,train\n0001.png,b,test\n")
+    return tmp_path / "corpora"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The table of recipes, each at the smallest size."""
+    plain = preset("debug", llm=None, vlsa="none")
+    whole = preset("debug", llm=LlmConfig(name="debug", lora_rank=2))
+    steps = TrainConfig(steps=2, batch_size=1, warmup=1, instances=2, log_every=1)
+    table = {
+        name: Recipe(plain if recipe.model.llm is None else whole, replace(steps, stage=recipe.train.stage), recipe.start)
+        for name, recipe in RECIPES.items()
+    }
+    monkeypatch.setattr(recipes, "RECIPES", table)
+
+
+def test_the_chain_ends_in_weights_that_load(tmp_path, corpora, small):
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    for name in ("base", "align", "sft", "ullsam-tiny", "usam-tiny"):
+        run_recipe(name, runs, corpora, progress=False)
+    for name in ("ullsam-tiny", "usam-tiny"):
+        model = ullsam.load(ship(name, runs, data))
+        assert (model.vlsa is None) == (name == "usam-tiny")
+    logs = json.loads((data / "results" / "training_log.json").read_text())
+    assert set(logs) == {"base", "align", "sft", "ullsam-tiny", "usam-tiny"} and logs["sft"][-1]["step"] == 2
+    stored = (data / "weights" / "ullsam-tiny" / "model.safetensors").stat().st_size
+    assert stored < (runs / "ullsam-tiny" / "model.safetensors").stat().st_size * 0.6
+
+
+def test_a_run_starts_from_the_run_before(tmp_path, corpora, small):
+    run_recipe("base", tmp_path, corpora, progress=False)
+    run_recipe("align", tmp_path, corpora, progress=False)
+    base, align = (ullsam.load(tmp_path / name) for name in ("base", "align"))
+    parts = [(base.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
+    assert all(torch.equal(a, b) for a, b in parts)
+
+
+def test_mistakes_get_a_sentence(tmp_path, corpora, small):
+    with pytest.raises(InputError, match="no recipe 'bases'; choose one of base, align"):
+        run_recipe("bases", tmp_path)
+    with pytest.raises(InputError, match="is missing"):
+        run_recipe("align", tmp_path, corpora, progress=False)
+    with pytest.raises(InputError, match="no model in"):
+        ship("ullsam-tiny", tmp_path, tmp_path)
+
+
+def test_the_shipped_pair_differs_in_nothing_but_the_language_model():
+    ours, baseline = RECIPES["ullsam-tiny"], RECIPES["usam-tiny"]
+    assert replace(ours.train, caption_weight=0) == replace(baseline.train, caption_weight=0)
+    assert ours.model.sam == baseline.model.sam and ours.synthetic_share == baseline.synthetic_share

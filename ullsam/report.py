@@ -1,0 +1,82 @@
+"""Tables of the measured results, written between two marks of a Markdown file: no number is copied by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ullsam.errors import InputError
+
+BEGIN, END = "<!-- results: python -m ullsam readme -->", "<!-- end of results -->"
+ARMS = {"tiny": "uLLSAM-tiny", "tiny_novlk": "without VLK", "usam_tiny": "uSAM-tiny"}  # file prefix -> column
+SETS = {"test": "In-domain test splits", "ood": "Out of domain, never trained or tuned on"}  # file suffix -> title
+
+
+def update(readme: str | Path, results: str | Path) -> Path:
+    """Replaces what stands between the marks of `readme` by the tables of the JSON files in `results`.
+
+    Raises:
+        InputError: the file or its marks are missing.
+    """
+    path = Path(readme)
+    text = path.read_text() if path.is_file() else ""
+    if BEGIN not in text or END not in text:
+        raise InputError(f"{path} has no lines {BEGIN} and {END}; put them where the tables belong.")
+    before, rest = text.split(BEGIN, 1)
+    path.write_text(before + BEGIN + "\n" + tables(results) + END + rest.split(END, 1)[1])
+    return path
+
+
+def tables(results: str | Path) -> str:
+    """All tables as Markdown; a measurement whose file is absent is left out."""
+    folder, parts = Path(results), []
+    for suffix, title in SETS.items():
+        arms = {arm: _read(folder / f"{prefix}_{suffix}.json") for prefix, arm in ARMS.items()}
+        arms = {arm: result for arm, result in arms.items() if result}
+        if arms:
+            parts.append(_scores(title, arms))
+    words = _read(folder / "tiny_words.json")
+    return "\n".join(parts + ([_words(words)] if words else []))
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _scores(title: str, arms: dict[str, dict]) -> str:
+    """One row per dataset, Dice / SA(0.5) per object for each arm; the mean last."""
+    first = next(iter(arms.values()))
+    lines = [f"**{title}**, Dice / SA(0.5) per object:\n", _row(["dataset", "images", "objects", *arms])]
+    lines.append(_row(["---"] * (3 + len(arms))))
+    for i, row in enumerate(first["results"]):
+        pairs = [_pair(result["results"][i]) for result in arms.values()]
+        lines.append(_row([row["data"], row["n_images"], row["n_instances"], *pairs]))
+    means = [f"**{_pair(result['mean'])}**" for result in arms.values()]
+    lines.append(_row(["**mean of the datasets**", "", "", *means]))
+    points = "{} positive and {} negative points".format(*first["results"][0]["points"])
+    conditions = f"\n{points} per object (SBR), seed {first['results'][0]['seed']}; `{first['command']}`.\n"
+    return "\n".join([*lines, conditions])
+
+
+def _words(result: dict) -> str:
+    """One row per dataset: how often the description names modality and structure."""
+    lines = ["**Descriptions**, share of images whose description names the right modality and structure:\n"]
+    lines += [_row(["dataset", "images", "modality", "structure", "distinct texts"]), _row(["---"] * 5)]
+    rows = result["results"]
+    for row in rows:
+        lines.append(_row([row["data"], row["n_images"], _number(row["modality"]), _number(row["structure"]), row["distinct"]]))
+    means = [_number(sum(row[k] or 0 for row in rows) / len(rows)) for k in ("modality", "structure")]
+    lines.append(_row(["**mean of the datasets**", "", *means, ""]))
+    return "\n".join([*lines, f"\n`{result['command']}`.\n"])
+
+
+def _pair(row: dict) -> str:
+    return f"{_number(row['dice_instance'])} / {_number(row['sa50_instance'])}"
+
+
+def _number(value) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _row(cells: list) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
