@@ -151,3 +151,11 @@ class TrainConfig:
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines
     workers: int = 0  # data-loading processes
+
+
+# The paper's runs (section 3.3 and appendix A), in optimiser steps: epochs x images / images per step on its four GPUs
+PAPER_TRAINING = {
+    1: TrainConfig(stage=1, steps=40_000, batch_size=3, lr=1e-4, precision="bf16"),  # 6 epochs of 80,000 pairs
+    2: TrainConfig(stage=2, steps=80_000, batch_size=1, lr=1e-6, precision="bf16"),  # 2 epochs of 40,000, on one GPU
+    3: TrainConfig(stage=3, steps=30_000, batch_size=1, accumulate=8, lr=1e-3, precision="bf16"),  # 24 epochs of 40,000
+}

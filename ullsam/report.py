@@ -64,7 +64,8 @@ def _words(result: dict) -> str:
     lines += [_row(["dataset", "images", "modality", "structure", "distinct texts"]), _row(["---"] * 5)]
     rows = result["results"]
     for row in rows:
-        lines.append(_row([row["data"], row["n_images"], _number(row["modality"]), _number(row["structure"]), row["distinct"]]))
+        shares = [_number(row[k]) for k in ("modality", "structure")]
+        lines.append(_row([row["data"], row["n_images"], *shares, row["distinct"]]))
     means = [_number(sum(row[k] or 0 for row in rows) / len(rows)) for k in ("modality", "structure")]
     lines.append(_row(["**mean of the datasets**", "", *means, ""]))
     return "\n".join([*lines, f"\n`{result['command']}`.\n"])

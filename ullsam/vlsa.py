@@ -237,7 +237,7 @@ def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
 def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape) -> tuple[Tensor, Tensor]:
     h, w = shape.grid
     sparse, dense = torch.randn(count, 3, shape.sam_dim), torch.randn(count, shape.sam_dim, h, w)
-    result = module.inject(knowledge.expand(count, *knowledge.shape[1:]), sparse, dense)
+    result = _attempt("inject", module.inject, knowledge.expand(count, *knowledge.shape[1:]), sparse, dense)
     _expect(isinstance(result, tuple) and len(result) == 2, "inject must return two tensors: sparse, dense")
     new_sparse, new_dense = result
     right = new_sparse.ndim == 3 and new_sparse.shape[::2] == sparse.shape[::2]
@@ -248,6 +248,14 @@ def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape)
     finite = bool(torch.isfinite(new_sparse).all() and torch.isfinite(new_dense).all())
     _expect(finite, "the output has NaN or infinite values; look for divisions and logarithms")
     return result
+
+
+def _attempt(name: str, method: Callable, *tensors: Tensor):
+    try:
+        return method(*tensors)
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise InputError(f"VLSA check: {name} fails on tensors of shapes {shapes}: {error}.") from error
 
 
 def _expect(condition: bool, mistake: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
+from ullsam.config import PAPER_TRAINING
 from ullsam.sam import normalise
 from ullsam.train import Batches, SegmentationObjective, build_optimizer, learning_rate, select_trained
 
@@ -117,6 +118,13 @@ def test_schedule_counts_optimiser_steps():
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_papers_settings():
+    assert [PAPER_TRAINING[i].lr for i in (1, 2, 3)] == [1e-4, 1e-6, 1e-3]
+    third = PAPER_TRAINING[3]
+    assert third.instances == 4 and third.prompts == ((1, 3),) and third.batch_size * third.accumulate == 8
+    assert third.caption_weight == third.dense_weight == third.iou_weight == 0 and not third.balance
 
 
 def test_decay_spares_norms_biases_and_scalars():

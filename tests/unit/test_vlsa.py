@@ -125,6 +125,8 @@ def test_a_students_variant():
         (dict(forward=lambda self, h: self.proj(h.mean(1))), r"1 prompts inject returns dense \(1, 32\), expected"),
         (dict(forward=lambda self, h: None), "forward returns a NoneType"),
         (dict(forward=lambda self, h: self.proj(h.mean((0, 1)))), "forward turns 2 images into 32"),
+        (dict(forward=lambda self, h: self.proj(h[..., :7])), r"forward fails on tensors of shapes \(2, 16, 48\): mat1"),
+        (dict(inject=lambda self, k, s, d: (s, d @ k.width)), "inject fails on tensors of shapes .* no attribute 'width'"),
         (dict(inject=lambda self, k, s, d: d), "inject must return two tensors"),
         (dict(inject=lambda self, k, s, d: (s[:1], d + k)), "for 5 prompts inject returns sparse"),
         (dict(inject=lambda self, k, s, d: (s, d + k.log() * 0 + k / 0)), "NaN or infinite"),
