@@ -42,7 +42,7 @@ RECIPES = {
     "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2600)),
     "align": Recipe(TINY, replace(CAPTION, steps=400, lr=1e-3), start="base"),
     "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400, lr=3e-4), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="sft"),
+    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
     "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="base"),
 }
 

@@ -213,7 +213,7 @@ def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
     module = build_vlsa(name, shape, **options)
     tokens = round(shape.grid[0] * shape.grid[1] * shape.ratio**2)
     hidden = torch.randn(2, tokens, shape.llm_dim, generator=torch.Generator().manual_seed(0))
-    knowledge = module(hidden)
+    knowledge = _attempt("forward", module, hidden)
     _expect(
         isinstance(knowledge, Tensor),
         f"forward returns a {type(knowledge).__name__}, it must return a tensor",
