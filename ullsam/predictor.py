@@ -154,7 +154,7 @@ def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np
     if not np.isin(labels, (0, 1)).all():
         raise InputError("Labels must be 1 (inside) or 0 (outside).")
     h, w = size
-    outside = (points < 0) | (points > np.array([w - 1, h - 1]))
+    outside = (points < -0.5) | (points > np.array([w - 0.5, h - 0.5]))  # a pixel reaches half a pixel around its centre
     if outside.any():
         x, y = points[outside.any(-1)][0]
         raise InputError(
