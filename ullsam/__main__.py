@@ -89,11 +89,12 @@ def _open(args: argparse.Namespace) -> tuple[list, object]:
 
 
 def _finish(args: argparse.Namespace, results: list[dict], summarise) -> None:
-    """Writes the results file, with the last part of a path in place of the whole, and prints the table."""
+    """Writes the results file, with the last parts of a path in place of the whole, and prints the table."""
     from ullsam.evaluate import format_table, report, write_json
 
     results = [result | {"model": Path(args.model).resolve().name} for result in results]
-    words = [Path(word).name if Path(word).is_absolute() else word for word in args.words]
+    short = {word: "/".join(Path(word).resolve().parts[-2:]) for word in args.data}
+    words = [short.get(word, Path(word).name if Path(word).is_absolute() else word) for word in args.words]
     write_json(args.out, report(results, shlex.join(["python", "-m", "ullsam", *words])))
     print(f"{format_table(summarise(results))}\nwritten to {args.out}")
 

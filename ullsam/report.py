@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ullsam.errors import InputError
@@ -54,7 +55,7 @@ def _scores(title: str, arms: dict[str, dict]) -> str:
     means = [f"**{_pair(result['mean'])}**" for result in arms.values()]
     lines.append(_row(["**mean of the datasets**", "", "", *means]))
     points = "{} positive and {} negative points".format(*first["results"][0]["points"])
-    conditions = f"\n{points} per object (SBR), seed {first['results'][0]['seed']}; `{first['command']}`.\n"
+    conditions = f"\n{points} per object (SBR), seed {first['results'][0]['seed']}; {_command(first)}.\n"
     return "\n".join([*lines, conditions])
 
 
@@ -68,7 +69,12 @@ def _words(result: dict) -> str:
         lines.append(_row([row["data"], row["n_images"], *shares, row["distinct"]]))
     means = [_number(sum(row[k] or 0 for row in rows) / len(rows)) for k in ("modality", "structure")]
     lines.append(_row(["**mean of the datasets**", "", *means, ""]))
-    return "\n".join([*lines, f"\n`{result['command']}`.\n"])
+    return "\n".join([*lines, f"\n{_command(result)}.\n"])
+
+
+def _command(result: dict) -> str:
+    """The command with its folders, whose names stand in the table, left out."""
+    return "`" + re.sub(r"--data .*? (?=--)", "--data FOLDER ... ", result["command"]) + "`"
 
 
 def _pair(row: dict) -> str:

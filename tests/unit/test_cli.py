@@ -42,7 +42,8 @@ def test_evaluate_one_folder(model, data, tmp_path, capsys):
     result = json.loads(out.read_text())
     assert set(result) == KEYS
     assert (result["model"], result["data"], result["split"], result["n_images"]) == ("small", "first", "test", 1)
-    assert result["command"] == "python -m ullsam evaluate --model small --data first --split test --out results.json"
+    folder = f"{tmp_path.name}/first"
+    assert result["command"] == f"python -m ullsam evaluate --model small --data {folder} --split test --out results.json"
     assert set(result["machine"]) == {"cores", "torch", "threads"}
     assert str(tmp_path) not in out.read_text()
     printed = capsys.readouterr()
