@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -211,7 +210,14 @@ def smollm2_folder() -> Path:
 
     folder = user_cache_path("ullsam") / f"smollm2-135m-{SMOLLM2_SHA256[:8]}"
     if not (folder / "model.safetensors").is_file():
-        _convert_gguf(_smollm2_gguf(), folder)
+        gguf = _smollm2_gguf()
+        try:
+            _convert_gguf(gguf, folder)
+        except OSError as error:
+            raise InputError(
+                f"The language model cannot be written to {folder} ({error.strerror}); 300 MB are needed there, or set "
+                "XDG_CACHE_HOME to another folder."
+            ) from error
     return folder
 
 
@@ -231,23 +237,27 @@ def _smollm2_gguf() -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes the model as float16 safetensors beside its tokenizer; the folder appears complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as work:
+        _write_plain_llama(gguf, work)
+        try:
+            os.replace(work, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
+
+
+def _write_plain_llama(gguf: Path, folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = model.config
-    del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
-    plain = LlamaForCausalLM(config)
-    plain.load_state_dict(model.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent))
-    with _quiet_transformers():
-        plain.half().save_pretrained(work)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
-    try:
-        os.replace(work, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(work)
+        config = model.config
+        del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
+        plain = LlamaForCausalLM(config)
+        plain.load_state_dict(model.state_dict())
+        plain.half().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def _debug_llm():

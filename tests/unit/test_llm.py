@@ -115,6 +115,13 @@ def test_damaged_wheel_is_noticed(monkeypatch, tmp_path):
         llm_module.smollm2_folder()
 
 
+def test_a_cache_that_cannot_be_written_gets_a_sentence(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "file" / name)
+    with pytest.raises(InputError, match="cannot be written to .*; 300 MB are needed there"):
+        llm_module.smollm2_folder()
+
+
 def test_smollm2_speaks():
     language = load_llm(LlmConfig(name="smollm2"))
     assert language.dim == 576
