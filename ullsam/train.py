@@ -41,9 +41,8 @@ class CaptionObjective(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         with torch.no_grad():
-            features = self.model.encode(
-                normalise(batch["image"], self.model.config.sam.preprocessing), batch["origin"]
-            )
+            pixels = normalise(batch["image"], self.model.config.sam.preprocessing)
+            features = self.model.encode(pixels, batch["origin"])
         loss = self.model.llm.caption_loss(self.model.image_tokens(features), batch["caption"])
         return {"loss": loss}
 
@@ -163,11 +162,8 @@ class Batches(Dataset):
         ids, points, kinds = sample_instances(labels, rng, self.config.instances, n_pos, n_neg, self.sbr)
         valid = (np.arange(self.config.instances) < len(ids)).astype(np.float32)
         if len(ids) == 0:  # one object fills the whole view: nothing to learn, but the batch keeps its shape
-            ids, points, kinds = (
-                np.ones(1, int),
-                np.zeros((1, n_pos + n_neg, 2), np.float32),
-                np.zeros((1, n_pos + n_neg)),
-            )
+            count = n_pos + n_neg
+            ids, points, kinds = np.ones(1, int), np.zeros((1, count, 2), np.float32), np.zeros((1, count))
         order = np.resize(np.arange(len(ids)), self.config.instances)  # 0, 1, .., n-1, 0, 1, ..
         boxes = np.stack([sample_box(labels, i, rng, jitter=0.05) for i in ids])
         return (
@@ -221,6 +217,8 @@ def fit(
     run.train(batches, progress, on_log)
     if accelerator.is_main_process:
         model.save_pretrained(folder)
+    if model.llm is not None:
+        model.llm.merge_lora()  # faster from here on; what is saved are the adapters
     return run.logs
 
 
@@ -249,12 +247,7 @@ class _Run:
 
         first = self.step * self.config.accumulate
         loader = _loader(batches, first, self.config.workers, self.accelerator)
-        bar = tqdm(
-            total=self.config.steps,
-            initial=self.step,
-            disable=not progress,
-            desc=f"stage {self.config.stage}",
-        )
+        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc=f"stage {self.config.stage}")
         self.objective.train()
         start, before = time.perf_counter(), self.seconds
         for i, batch in enumerate(loader, first):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ullsam.losses import bce_loss, dice_loss, mask_losses, true_iou
+from ullsam.losses import bce_loss, dense_targets, dice_loss, mask_losses, true_iou
 
 TRUTH = torch.tensor([[[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]])
 
@@ -42,3 +42,11 @@ def test_filling_masks_do_not_count():
     assert all(both[k].item() == pytest.approx(one[k].item()) for k in one)
     none = mask_losses(logits, iou, truth, torch.zeros(2), True)
     assert all(v.item() == 0 for v in none.values())
+
+
+def test_dense_targets_by_hand():
+    labels = torch.zeros(1, 16, 20, dtype=torch.int32)
+    labels[0, :, 8:12], labels[0, :, 12:] = 3, 5  # columns 2, then 3 and 4 of the grid of stride 4
+    foreground, border = dense_targets(labels)[0]
+    assert foreground.tolist() == [[0, 0, 1, 1, 1]] * 4
+    assert border.tolist() == [[0, 1, 1, 1, 0]] * 4
