@@ -70,10 +70,7 @@ class ULLSAM(nn.Module):
 
     def image_tokens(self, features: ImageFeatures) -> Tensor:
         """Features -> image tokens (B, N, D) for the language model. No gradient flows back into the encoder."""
-        if self.projection is None:
-            raise InputError(
-                f"Model {self.config.name} has no language model; load one that has, for example 'tiny'."
-            )
+        self.llm_or_raise()
         return self.projection(features.embedding.detach())
 
     def knowledge(self, features: ImageFeatures) -> Tensor | None:

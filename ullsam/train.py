@@ -94,7 +94,7 @@ class Stage:
     name: str  # what the paper calls it
     trained: tuple[str, ...]  # parts of ULLSAM whose weights change
     objective: type[nn.Module]  # batch -> losses
-    captions: bool  # whether the data needs captions
+    captions: bool  # whether its batches are images with captions, without prompts
 
 
 SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
@@ -144,7 +144,7 @@ class Batches(Dataset):
         batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
         if self.captions:
             batch["caption"] = [v["caption"] for v in views]
-        if self.stage.objective is CaptionObjective:
+        if self.stage.captions:
             return batch
         labels = np.stack([v["labels"] for v in views])
         return batch | {"labels": torch.from_numpy(labels)} | self._prompts(labels, rng)
@@ -185,9 +185,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def build_optimizer(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels only."""
-    decay = [p for n, p in named if p.ndim > 1 and "embed" not in n]
-    rest = [p for n, p in named if not (p.ndim > 1 and "embed" not in n)]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    decay = {n: p for n, p in named if p.ndim > 1 and "embed" not in n}
+    rest = [p for n, p in named if n not in decay]
+    groups = [{"params": [*decay.values()], "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
