@@ -103,8 +103,8 @@ DEBUG = ModelConfig(
 TINY = ModelConfig(
     name="tiny",
     sam=SamConfig(
-        image_size=512, embed_dim=256, depth=8, num_heads=8, global_attn_indexes=(3, 7), window_size=8,
-        use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(32, 64, 128),
+        image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
+        use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
         position_scale=3.0,
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),

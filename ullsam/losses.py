@@ -60,11 +60,41 @@ def mask_losses(
     return {name: (value * valid).sum() / valid.sum().clamp(min=1) for name, value in each.items()}
 
 
-def dense_targets(labels: Tensor, stride: int = 4) -> Tensor:
-    """Where objects are and where they end: label maps (B, S, S) -> 0/1 maps (B, 2, S/stride, S/stride).
+def dense_targets(labels: Tensor, stride: int = 4) -> tuple[Tensor, Tensor]:
+    """Where objects are, where they end, and where each place's object has its centre.
 
-    The first map is foreground; the second holds the places whose neighbours carry another label.
+    Args:
+        labels: (B, S, S) object ids, 0 for background.
+
+    Returns:
+        0/1 maps (B, 2, S/stride, S/stride): foreground, and places whose neighbours carry another label; and offsets
+        (B, 2, S/stride, S/stride) in x and y to the object's centre of mass, in units of the root of its area, 0
+        outside objects.
     """
-    x = labels[:, None, stride // 2 :: stride, stride // 2 :: stride].float()  # (B, 1, S/stride, S/stride)
-    highest, lowest = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
-    return torch.cat([x > 0, highest != lowest], dim=1).float()
+    x = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()  # (B, s, s)
+    near = x[:, None].float()
+    highest, lowest = F.max_pool2d(near, 3, 1, 1), -F.max_pool2d(-near, 3, 1, 1)
+    maps = torch.cat([near > 0, highest != lowest], dim=1).float()
+    own = x + (x.amax() + 1) * torch.arange(len(x), device=x.device)[:, None, None]  # ids that differ between images
+    area = own.flatten().bincount()
+    places = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[1:]), indexing="ij")  # rows, columns
+    offsets = [_to_centre(place.expand_as(x).float(), own, area) for place in reversed(places)]
+    return maps, torch.stack(offsets, dim=1) * maps[:, :1]
+
+
+def _to_centre(place: Tensor, own: Tensor, area: Tensor) -> Tensor:
+    """Along one axis: from each place to the mean place of its object, over the root of the object's area."""
+    centre = own.flatten().bincount(place.flatten()) / area.clamp(min=1)
+    return (centre[own] - place) / area[own].sqrt()
+
+
+def dense_loss(output: Tensor, labels: Tensor) -> Tensor:
+    """BCE of foreground and borders plus the mean offset error inside objects: output (B, 4, s, s), labels (B, S, S).
+
+    The idea is uSAM's decoder for automatic segmentation: distances to centres and borders, seen everywhere at once.
+    """
+    maps, offsets = dense_targets(labels, labels.shape[-1] // output.shape[-1])
+    output = output.float()
+    bce = F.binary_cross_entropy_with_logits(output[:, :2], maps)
+    error = F.smooth_l1_loss(output[:, 2:], offsets, reduction="none", beta=0.1) * maps[:, :1]
+    return bce + error.sum() / maps[:, :1].sum().clamp(min=1)

@@ -14,8 +14,9 @@ from ullsam import sam as sam_parts
 from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
+from ullsam.fine import click_maps, per_instance
 from ullsam.llm import LanguageModel, load_llm
-from ullsam.sam import ImageFeatures, Prompts, build_sam, per_instance
+from ullsam.sam import ImageFeatures, Prompts, build_sam
 from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa
 
 SHIPPED = {"tiny": "ullsam-tiny", "usam-tiny": "usam-tiny"}  # names of the weights in data/weights
@@ -99,13 +100,14 @@ class ULLSAM(nn.Module):
         Entry 0 of the third axis is the single mask, 1..3 are SAM's candidates for an ambiguous click.
         """
         (left, top), (h, w) = origin, features.embedding.shape[2:]
+        clicks = click_maps(prompts, features.skips[0].shape[2:]) if features.skips else None
         prompts = _shifted(prompts, left * self.config.sam.patch_size, top * self.config.sam.patch_size)
         sparse, dense = sam_parts.encode_prompts(self.sam.prompt_encoder, prompts)
         dense = dense[:, :, :h, :w]  # a window needs only its part of the constant no-mask embedding
         image_pe = self.sam.prompt_encoder.get_dense_pe()[:, :, top : top + h, left : left + w]
         if knowledge is not None and prompts.masks is None:
             sparse, dense = self.vlsa.inject(per_instance(knowledge, len(sparse)), sparse, dense)
-        logits, iou = sam_parts.decode_masks(self.sam.mask_decoder, features, image_pe, sparse, dense)
+        logits, iou = sam_parts.decode_masks(self.sam.mask_decoder, features, image_pe, sparse, dense, clicks)
         count = len(sparse) // len(features.embedding)
         return logits.unflatten(0, (-1, count)), iou.unflatten(0, (-1, count))  # (B*I, ...) -> (B, I, ...)
 

@@ -21,9 +21,10 @@ USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
 # prompts beyond the paper's 1 + 3, so that the first click of a person works too
 PROMPTS = ((1, 3), (1, 3), (1, 3), (1, 0), (2, 1), (3, 3))
 SEGMENT = TrainConfig(
-    stage=3, batch_size=4, lr=5e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1, balance=True,
-    dense_weight=1.0, precision="bf16", warmup=100, workers=1,
+    stage=3, batch_size=4, lr=5e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1,
+    dense_weight=0.5, precision="bf16", warmup=100, workers=1,
 )  # fmt: skip
+DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0.0)
 CAPTION = replace(SEGMENT, stage=1, warmup=30, prompts=(), box_share=0.0)
 
 
@@ -39,11 +40,12 @@ class Recipe:
 
 
 RECIPES = {
-    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2600)),
-    "align": Recipe(TINY, replace(CAPTION, steps=400, lr=1e-3), start="base"),
-    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400, lr=3e-4), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
-    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=600, lr=3e-4, seed=1), start="base"),
+    "encoder": Recipe(USAM_TINY, replace(DENSE, steps=1200)),
+    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
+    "align": Recipe(TINY, replace(CAPTION, steps=250, lr=1e-3), start="base"),
+    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=450, lr=5e-4), start="align"),
+    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=500, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
+    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=500, lr=3e-4, seed=1), start="base"),
 }
 
 

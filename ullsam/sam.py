@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
+from ullsam.fine import ConvStem, FineMaskDecoder, FinePath, instance_norm, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -23,7 +24,7 @@ class ImageFeatures(NamedTuple):
     """What the image encoder says of B images: embedding (B, C, h, w) and, with a convolutional stem, finer maps."""
 
     embedding: Tensor
-    skips: tuple[Tensor, ...] = ()  # stride 4 (B, a, 4h, 4w) and stride 8 (B, b, 2h, 2w)
+    skips: tuple[Tensor, ...] = ()  # stride 4 (B, b, 4h, 4w) and stride 8 (B, c, 2h, 2w), see fine.py
 
 
 class Prompts(NamedTuple):
@@ -61,75 +62,6 @@ class FastAttention(Attention):
         return bias.flatten(4).flatten(2, 3)  # (b, heads, h*w, h*w)
 
 
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + self.layers(x))
-
-
-class ConvStem(nn.Module):
-    """Takes the place of SAM's patch embedding: four strided convolutions, which learn faster from few images.
-
-    Source: "Early convolutions help transformers see better" (Xiao et al. 2021), with SAM2's idea of handing the finer
-    maps on to the mask decoder.
-    """
-
-    def __init__(self, widths: tuple[int, int, int], embed_dim: int):
-        super().__init__()
-        a, b, c = widths
-        self.first = nn.Sequential(nn.Conv2d(3, a, 3, stride=2, padding=1), nn.GroupNorm(8, a), nn.GELU())
-        self.quarter = nn.Sequential(_down(a, b), ConvBlock(b))
-        self.eighth = nn.Sequential(_down(b, c), ConvBlock(c))
-        self.sixteenth = nn.Sequential(nn.Conv2d(c, embed_dim, 3, stride=2, padding=1), nn.GroupNorm(8, embed_dim))
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        quarter = self.quarter(self.first(pixels))  # (B, b, S/4, S/4)
-        eighth = self.eighth(quarter)  # (B, c, S/8, S/8)
-        return self.sixteenth(eighth).permute(0, 2, 3, 1), (quarter, eighth)  # (B, h, w, D)
-
-
-def _down(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU()
-    )
-
-
-class SkipMaskDecoder(MaskDecoder):
-    """SAM's mask decoder, with the stem's finer maps added while the mask embedding is enlarged (as SAM2 does)."""
-
-    def __init__(self, skip_widths: tuple[int, int], transformer_dim: int, **kwargs):
-        super().__init__(transformer_dim=transformer_dim, **kwargs)
-        fine, coarse = transformer_dim // 8, transformer_dim // 4
-        self.skip_quarter = nn.Sequential(nn.Conv2d(skip_widths[0], fine, 1), instance_norm(fine))
-        self.skip_eighth = nn.Sequential(nn.Conv2d(skip_widths[1], coarse, 1), instance_norm(coarse))
-        self.refine_eighth = nn.Conv2d(coarse, coarse, 3, padding=1)
-        self.refine_quarter = nn.Conv2d(fine, fine, 3, padding=1)
-
-    def upscale(self, src: Tensor, skips: tuple[Tensor, Tensor]) -> Tensor:
-        """src (B*I, C, h, w) and the stem's maps of B images -> mask embedding (B*I, C/8, 4h, 4w)."""
-        enlarge, norm, act, enlarge_again, _ = self.output_upscaling
-        quarter, eighth = self.skip_quarter(skips[0]), self.skip_eighth(skips[1])
-        x = act(norm(enlarge(src) + per_instance(eighth, len(src))))  # (B*I, C/4, 2h, 2w)
-        x = x + act(self.refine_eighth(x))
-        x = act(enlarge_again(x) + per_instance(quarter, len(src)))  # (B*I, C/8, 4h, 4w)
-        return x + act(self.refine_quarter(x))
-
-
-def per_instance(x: Tensor, total: int) -> Tensor:
-    """Repeats the entries of x (B, ...) to (total, ...), where total = B * I; one image is expanded without a copy."""
-    if len(x) == total:
-        return x
-    return x.expand(total, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(total // len(x), dim=0)
-
-
 def build_sam(config: SamConfig) -> Sam:
     """A SAM of the given size with random weights, made of segment_anything's classes."""
     if config.image_size % config.patch_size or config.stem and config.patch_size != 16:
@@ -158,6 +90,7 @@ def _image_encoder(c: SamConfig) -> ImageEncoderViT:
     if c.stem:
         encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
         encoder.neck.append(instance_norm(c.out_chans, 0.3))
+        encoder.fine_path = FinePath(c.stem[1:], c.out_chans)
     _start_small(encoder, c.depth)
     return encoder
 
@@ -172,18 +105,6 @@ def _start_small(encoder: ImageEncoderViT, depth: int) -> None:
             nn.init.zeros_(linear.bias)
         for last in (block.attn.proj, block.mlp.lin2):
             last.weight.mul_((2 * depth) ** -0.5)
-
-
-def instance_norm(width: int, scale: float = 1.0) -> nn.GroupNorm:
-    """Takes each channel's mean over the image away, so that features must differ between places to say anything.
-
-    Without it, training from scratch makes the features of all images equal: a constant is what a decoder learns to
-    use first, and with Adam's equal steps it drowns the rest. A small `scale` lets a point's place count for more than
-    the features around it while the decoder learns what points are.
-    """
-    norm = nn.GroupNorm(width, width)
-    nn.init.constant_(norm.weight, scale)
-    return norm
 
 
 def _prompt_encoder(c: SamConfig) -> PromptEncoder:
@@ -203,7 +124,7 @@ def _mask_decoder(c: SamConfig) -> MaskDecoder:
     transformer = TwoWayTransformer(depth=2, embedding_dim=c.out_chans, mlp_dim=c.decoder_mlp_dim, num_heads=8)
     _match_places(transformer)
     settings = dict(transformer_dim=c.out_chans, transformer=transformer, iou_head_hidden_dim=c.out_chans)
-    return SkipMaskDecoder(c.stem[1:], **settings) if c.stem else MaskDecoder(**settings)
+    return FineMaskDecoder(c.stem[1:], **settings) if c.stem else MaskDecoder(**settings)
 
 
 @torch.no_grad()
@@ -246,7 +167,8 @@ def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, in
     x = x + encoder.pos_embed[:, top : top + h, left : left + w]  # (B, h, w, D)
     for block in encoder.blocks:
         x = block(x)
-    return ImageFeatures(encoder.neck(x.permute(0, 3, 1, 2)), skips)  # (B, h, w, D) -> (B, C, h, w)
+    embedding = encoder.neck(x.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, C, h, w)
+    return ImageFeatures(embedding, encoder.fine_path(embedding, skips) if skips else ())
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -262,12 +184,14 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
 
 
 def decode_masks(
-    decoder: MaskDecoder, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    decoder: MaskDecoder, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor,
+    clicks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask logits of all prompts of all images in one pass; equal to segment_anything's decoder for one image.
 
     Args:
         features: of B images; image_pe: (1, C, h, w); sparse (B*I, P, C); dense (B*I, C, h, w).
+        clicks: `fine.click_maps` of the prompts, for features with finer maps.
 
     Returns:
         Logits (B*I, M, 4h, 4w) and estimated IoU (B*I, M) for the decoder's M = 4 mask tokens; the first is the single
@@ -279,7 +203,7 @@ def decode_masks(
     src = per_instance(features.embedding, total) + dense  # (B*I, C, h, w)
     states, flat = decoder.transformer(src, per_instance(image_pe, total), tokens)
     src = flat.transpose(1, 2).reshape(src.shape)  # (B*I, h*w, C) -> (B*I, C, h, w)
-    fine = decoder.upscale(src, features.skips) if features.skips else decoder.output_upscaling(src)
+    fine = decoder.upscale(src, features.skips, clicks) if features.skips else decoder.output_upscaling(src)
     heads = zip(decoder.output_hypernetworks_mlps, states[:, 1 : 1 + tokens_out].unbind(1), strict=True)
     weights = torch.stack([mlp(token) for mlp, token in heads], dim=1)  # (B*I, M, C/8)
     logits = (weights @ fine.flatten(2)).unflatten(2, fine.shape[2:])  # (B*I, M, 4h, 4w)

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ullsam.config import TrainConfig
 from ullsam.data.views import Mixture, TrainViews
 from ullsam.errors import InputError
-from ullsam.losses import dense_targets, mask_losses
+from ullsam.losses import dense_loss, mask_losses
 from ullsam.model import ULLSAM
-from ullsam.sam import Prompts, normalise
+from ullsam.sam import ImageFeatures, Prompts, normalise
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
 
 
@@ -47,14 +46,34 @@ class CaptionObjective(nn.Module):
         return {"loss": loss}
 
 
+class DenseObjective(nn.Module):
+    """Stage 0: the image encoder alone learns where objects are, from every pixel; for a SAM that starts from nothing.
+
+    Its head, one linear map on the finest features, is not kept.
+    """
+
+    def __init__(self, model: ULLSAM, config: TrainConfig):
+        super().__init__()
+        self.model, c = model, model.config.sam
+        self.head = nn.Conv2d(c.stem[1] if c.stem else c.out_chans, 4, 1)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        pixels = normalise(batch["image"], self.model.config.sam.preprocessing)
+        features = self.model.encode(pixels, batch["origin"])
+        return {"loss": self.loss(features, batch), "spread": feature_spread(features.embedding)}
+
+    def loss(self, features: ImageFeatures, batch: dict) -> Tensor:
+        finest = features.skips[0] if features.skips else features.embedding
+        return dense_loss(self.head(finest), batch["labels"])
+
+
 class SegmentationObjective(nn.Module):
     """Stage 3: BCE + Dice of prompted masks, one pass of the image encoder. Source: paper, section 3.3."""
 
     def __init__(self, model: ULLSAM, config: TrainConfig):
         super().__init__()
         self.model, self.config = model, config
-        width = model.config.sam.out_chans
-        self.dense_head = nn.Conv2d(width, 2 * 4**2, 1) if config.dense_weight else None  # 4 x 4 places per patch
+        self.dense = DenseObjective(model, config) if config.dense_weight else None
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         model, origin, c = self.model, batch["origin"], self.config
@@ -66,18 +85,10 @@ class SegmentationObjective(nn.Module):
             batch["valid"].flatten(), c.balance,
         )  # fmt: skip
         loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"]
-        if self.dense_head is not None:
-            extra["dense"] = self._dense_loss(features.embedding, batch["labels"])
+        if self.dense is not None:
+            extra["dense"] = self.dense.loss(features, batch)
         loss = loss + c.caption_weight * extra.get("caption", 0) + c.dense_weight * extra.get("dense", 0)
         return {"loss": loss, **parts, **extra, "spread": feature_spread(features.embedding)}
-
-    def _dense_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Objects and borders from the features alone: keeps an encoder from scratch from leaving all to the prompts.
-
-        The idea is uSAM's decoder for automatic segmentation; this head is one linear layer and is not kept.
-        """
-        logits = F.pixel_shuffle(self.dense_head(embedding), 4)  # (B, 2 * 16, h, w) -> (B, 2, 4h, 4w)
-        return F.binary_cross_entropy_with_logits(logits.float(), dense_targets(labels))
 
     def _knowledge(self, features, batch: dict):
         """Knowledge of the batch and, where it has a weight, the caption loss that keeps the projection aligned."""
@@ -94,16 +105,15 @@ class Stage:
     name: str  # what the paper calls it
     trained: tuple[str, ...]  # parts of ULLSAM whose weights change
     objective: type[nn.Module]  # batch -> losses
-    captions: bool  # whether its batches are images with captions, without prompts
+    targets: str  # what its batches hold beside images: "labels", "captions", or "prompts" with labels and masks
 
 
 SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
 STAGES = {
-    1: Stage("vision-text alignment", ("projection",), CaptionObjective, captions=True),
-    2: Stage("supervised fine-tuning", ("projection", "llm"), CaptionObjective, captions=True),
-    3: Stage(
-        "interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, captions=False
-    ),
+    0: Stage("encoder from scratch", ("sam.image_encoder",), DenseObjective, "labels"),  # the paper starts from uSAM
+    1: Stage("vision-text alignment", ("projection",), CaptionObjective, "captions"),
+    2: Stage("supervised fine-tuning", ("projection", "llm"), CaptionObjective, "captions"),
+    3: Stage("interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, "prompts"),
 }
 
 
@@ -130,8 +140,8 @@ class Batches(Dataset):
         self.config, self.count, self.stage = config, count, stage
         self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
-        self.captions = stage.captions or config.caption_weight > 0
-        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=self.captions)
+        self.captions = stage.targets == "captions" or config.caption_weight > 0
+        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=self.captions, canvas=image_size)
 
     def __len__(self) -> int:
         return self.count
@@ -144,10 +154,11 @@ class Batches(Dataset):
         batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
         if self.captions:
             batch["caption"] = [v["caption"] for v in views]
-        if self.stage.captions:
+        if self.stage.targets == "captions":
             return batch
         labels = np.stack([v["labels"] for v in views])
-        return batch | {"labels": torch.from_numpy(labels)} | self._prompts(labels, rng)
+        batch["labels"] = torch.from_numpy(labels)
+        return batch if self.stage.targets == "labels" else batch | self._prompts(labels, rng)
 
     def _prompts(self, labels: np.ndarray, rng: np.random.Generator) -> dict:
         """SBR prompts and true masks of `instances` objects per image; spare places repeat objects with valid = 0."""

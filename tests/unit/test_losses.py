@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ullsam.losses import bce_loss, dense_targets, dice_loss, mask_losses, true_iou
+from ullsam.losses import bce_loss, dense_loss, dense_targets, dice_loss, mask_losses, true_iou
 
 TRUTH = torch.tensor([[[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]])
 
@@ -47,6 +47,17 @@ def test_filling_masks_do_not_count():
 def test_dense_targets_by_hand():
     labels = torch.zeros(1, 16, 20, dtype=torch.int32)
     labels[0, :, 8:12], labels[0, :, 12:] = 3, 5  # columns 2, then 3 and 4 of the grid of stride 4
-    foreground, border = dense_targets(labels)[0]
-    assert foreground.tolist() == [[0, 0, 1, 1, 1]] * 4
-    assert border.tolist() == [[0, 1, 1, 1, 0]] * 4
+    maps, offsets = dense_targets(labels)
+    assert maps[0, 0].tolist() == [[0, 0, 1, 1, 1]] * 4
+    assert maps[0, 1].tolist() == [[0, 1, 1, 1, 0]] * 4
+    right, down = offsets[0]  # objects of 4 and 8 places, centres at columns 2 and 3.5, both at row 1.5
+    assert right[0].tolist() == pytest.approx([0, 0, 0, 0.5 / 8**0.5, -0.5 / 8**0.5])
+    assert down[:, 2].tolist() == pytest.approx([0.75, 0.25, -0.25, -0.75]) and down[:, 0].eq(0).all()
+
+
+def test_dense_loss_is_least_for_the_truth():
+    labels = torch.randint(0, 4, (2, 8, 8)).repeat_interleave(4, 1).repeat_interleave(4, 2)  # (2, 32, 32)
+    maps, offsets = dense_targets(labels)
+    perfect = torch.cat([40 * (maps - 0.5), offsets], dim=1)
+    assert dense_loss(perfect, labels).item() == pytest.approx(0, abs=1e-6)
+    assert dense_loss(torch.zeros(2, 4, 8, 8), labels) > 0.5

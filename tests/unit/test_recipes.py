@@ -39,27 +39,27 @@ def small(monkeypatch):
 
 def test_the_chain_ends_in_weights_that_load(tmp_path, corpora, small):
     runs, data = tmp_path / "runs", tmp_path / "data"
-    for name in ("base", "align", "sft", "ullsam-tiny", "usam-tiny"):
+    for name in recipes.RECIPES:
         run_recipe(name, runs, corpora, progress=False)
     for name in ("ullsam-tiny", "usam-tiny"):
         model = ullsam.load(ship(name, runs, data))
         assert (model.vlsa is None) == (name == "usam-tiny")
     logs = json.loads((data / "results" / "training_log.json").read_text())
-    assert set(logs) == {"base", "align", "sft", "ullsam-tiny", "usam-tiny"} and logs["sft"][-1]["step"] == 2
+    assert set(logs) == set(recipes.RECIPES) and logs["sft"][-1]["step"] == 2
     stored = (data / "weights" / "ullsam-tiny" / "model.safetensors").stat().st_size
     assert stored < (runs / "ullsam-tiny" / "model.safetensors").stat().st_size * 0.6
 
 
 def test_a_run_starts_from_the_run_before(tmp_path, corpora, small):
-    run_recipe("base", tmp_path, corpora, progress=False)
-    run_recipe("align", tmp_path, corpora, progress=False)
+    for name in ("encoder", "base", "align"):
+        run_recipe(name, tmp_path, corpora, progress=False)
     base, align = (ullsam.load(tmp_path / name) for name in ("base", "align"))
     parts = [(base.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
     assert all(torch.equal(a, b) for a, b in parts)
 
 
 def test_mistakes_get_a_sentence(tmp_path, corpora, small):
-    with pytest.raises(InputError, match="no recipe 'bases'; choose one of base, align"):
+    with pytest.raises(InputError, match="no recipe 'bases'; choose one of encoder, base"):
         run_recipe("bases", tmp_path)
     with pytest.raises(InputError, match="is missing"):
         run_recipe("align", tmp_path, corpora, progress=False)

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
 from ullsam import InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
 from ullsam.config import SamConfig
-from ullsam.sam import FastAttention, load_sam_weights, normalise, per_instance
+from ullsam.fine import click_maps, per_instance
+from ullsam.sam import FastAttention, load_sam_weights, normalise
 
 DEBUG = preset("debug").sam
 STEM = SamConfig(image_size=128, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=4,
@@ -112,12 +114,22 @@ def test_stem_gives_finer_maps_that_reach_the_mask():
     assert [s.shape for s in features.skips] == [(2, 16, 32, 32), (2, 24, 16, 16)]
     prompts = Prompts(torch.rand(2, 3, 1, 2) * 128, torch.ones(2, 3, 1))
     parts = encode_prompts(sam.prompt_encoder, prompts)
-    logits, iou = decode_masks(sam.mask_decoder, features, sam.prompt_encoder.get_dense_pe(), *parts)
+    pe, clicks = sam.prompt_encoder.get_dense_pe(), click_maps(prompts, (32, 32))
+    logits, iou = decode_masks(sam.mask_decoder, features, pe, *parts, clicks)
     assert logits.shape == (6, 4, 32, 32) and iou.shape == (6, 4)
-    changed = features._replace(skips=tuple(s + 1 for s in features.skips))
-    assert not torch.equal(
-        decode_masks(sam.mask_decoder, changed, sam.prompt_encoder.get_dense_pe(), *parts)[0], logits
-    )
+    changed = features._replace(skips=tuple(s * torch.rand_like(s) for s in features.skips))
+    assert not torch.equal(decode_masks(sam.mask_decoder, changed, pe, *parts, clicks)[0], logits)
+    assert not torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, 0 * clicks)[0], logits)
+
+
+def test_click_maps_by_hand():
+    points = torch.tensor([[[[1.5, 1.5], [13.5, 5.5], [0.0, 0.0]]]])  # at the centres of two places, and one unused
+    maps = click_maps(Prompts(points, torch.tensor([[[1.0, 0.0, -1.0]]])), (4, 4))
+    assert maps.shape == (1, 7, 4, 4) and maps[0, 6].eq(0).all()
+    assert maps[0, :3, 0, 0].tolist() == [1, 1, 1] and maps[0, 3:6, 1, 3].tolist() == [1, 1, 1]
+    assert maps[0, :3, 0, 1].tolist() == pytest.approx(np.exp([-1, -0.25, -0.0625]).tolist())  # 4 pixels away
+    boxes = click_maps(Prompts(boxes=torch.tensor([[[4.0, 0.0, 12.0, 4.0]]])), (4, 4))
+    assert boxes[0, 6].tolist() == [[0, 1, 1, 0]] + [[0] * 4] * 3 and boxes[0, :6].eq(0).all()
 
 
 def test_per_instance_repeats_image_by_image():

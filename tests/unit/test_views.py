@@ -320,3 +320,10 @@ def test_noise_has_its_spread():
     flat = np.full((100, 100, 3), 128, np.uint8)
     out = jitter(flat, np.random.default_rng(0), replace(STILL, noise=1.0, spread=(8, 8)))
     assert abs(out.std() - 8) < 0.3 and abs(out.mean() - 128) < 0.3
+
+
+def test_native_views_have_the_scale_of_the_canvas(mixture):
+    half = TrainViews(mixture, 20, view=64, canvas=128, augment=False, config=replace(STILL, whole=0.0, native=1.0))
+    whole = TrainViews(mixture, 1, view=64, augment=False, config=replace(STILL, whole=1.0))[0]["meta"]["crop"][2]
+    sides = {half[i]["meta"]["crop"][2] for i in range(20)}
+    assert sides == {round(whole / 2)}

@@ -23,7 +23,8 @@ _TRIES = 50  # draws before a mixture counts as having no instances
 class ViewConfig:
     """How views are cut and jittered; every share is a probability, every range a uniform draw."""
 
-    whole: float = 0.35  # share of views that show the whole image
+    whole: float = 0.15  # share of views that show the whole image
+    native: float = 0.35  # share of views at the scale at which the model later sees the whole image
     object_share: tuple[float, float] = (0.08, 0.6)  # longer object side / crop side, log-uniform
     min_crop: int = 64  # smallest crop side, image pixels
     min_area: int = 12  # smaller pieces of an object are removed, view pixels
@@ -51,6 +52,7 @@ class TrainViews(torch.utils.data.Dataset):
         max_instances: the most instances an item offers as training targets.
         augment: False switches flips, turns and the jitter of grey levels off; the crop stays.
         with_captions: True writes a caption of each view.
+        canvas: side at which the model sees a whole image, in pixels; by default the view's.
         config: ranges and probabilities.
     """
 
@@ -63,6 +65,7 @@ class TrainViews(torch.utils.data.Dataset):
         max_instances: int = 8,
         augment: bool = True,
         with_captions: bool = False,
+        canvas: int | None = None,
         config: ViewConfig | None = None,
     ):
         if min(length, view, max_instances) < 1:
@@ -70,7 +73,7 @@ class TrainViews(torch.utils.data.Dataset):
                              "use at least 1.")
         self.mixture, self.length, self.seed, self.view = mixture, length, seed, view
         self.max_instances, self.augment, self.with_captions = max_instances, augment, with_captions
-        self.config = config or ViewConfig()
+        self.canvas, self.config = canvas or view, config or ViewConfig()
 
     def __len__(self) -> int:
         return self.length
@@ -132,8 +135,11 @@ class TrainViews(torch.utils.data.Dataset):
         self, labels: np.ndarray, target: int, rng: np.random.Generator
     ) -> Iterator[tuple[Crop, int]]:
         """Around the target, else the whole image, else very near; each with the least area that counts."""
-        if rng.random() >= self.config.whole:
-            yield choose_crop(labels, target, rng, self.config), self.config.min_area
+        kind, c = rng.random(), self.config
+        if c.whole <= kind < c.whole + c.native:
+            yield place_crop(labels, target, round(max(labels.shape) * self.view / self.canvas), rng), c.min_area
+        elif kind >= c.whole:
+            yield choose_crop(labels, target, rng, c), c.min_area
         yield (0, 0, max(labels.shape)), self.config.min_area
         near = replace(self.config, object_share=(0.6, 0.6), min_crop=8)
         yield choose_crop(labels, target, rng, near), 1
@@ -162,11 +168,18 @@ def choose_crop(
         starts at 0 and reaches beyond the right or lower border.
     """
     config = config or ViewConfig()
-    height, width = labels.shape
-    x, y, w, h = cv2.boundingRect((labels == target).view(np.uint8))
+    _, _, w, h = cv2.boundingRect((labels == target).view(np.uint8))
     low, high = np.log(config.object_share)
     side = round(max(w, h) / np.exp(rng.uniform(low, high)))
-    side = int(min(max(side, config.min_crop, w, h), max(height, width)))
+    return place_crop(labels, target, max(side, config.min_crop), rng)
+
+
+def place_crop(labels: np.ndarray, target: int, side: int, rng: np.random.Generator) -> Crop:
+    """A square of `side` at a random place that holds the object; smaller where the image is, larger where the object
+    is. Arguments and result as in `choose_crop`."""
+    height, width = labels.shape
+    x, y, w, h = cv2.boundingRect((labels == target).view(np.uint8))
+    side = int(min(max(side, w, h), max(height, width)))
     return _start(x, w, width, side, rng), _start(y, h, height, side, rng), side
 
 
