@@ -147,6 +147,7 @@ class TrainConfig:
     iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
     dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
     caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned (paper: none)
+    sentences: int = 0  # captions are cut to so many sentences; 0 keeps them whole
     balance: bool = False  # weigh BCE so that inside and outside of each object count the same
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines

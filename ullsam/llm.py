@@ -120,9 +120,14 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, image_tokens: Tensor, question: str | None = None, max_new_tokens: int = 96, **options
+        self, image_tokens: Tensor, question: str | None = None, max_new_tokens: int = 96, on_text=None, **options
     ) -> list[str]:
-        """Greedy answers of B images to one question, with a KV cache; `options` go to transformers' generate."""
+        """Greedy answers of B images to one question, with a KV cache; `options` go to transformers' generate.
+
+        With one image, `on_text` is called with the answer so far after each token.
+        """
+        if on_text is not None:
+            options["streamer"] = _Growing(self.tokenizer, on_text)
         before = self.embed(self.ids(self.config.before_image), len(image_tokens))
         after = self.embed(self.ids(self._after(question)), len(image_tokens))
         x = torch.cat([before, image_tokens.to(before.dtype), after], dim=1)  # (B, L, D)
@@ -139,6 +144,20 @@ class LanguageModel(nn.Module):
         for module in self.lm.modules():
             if hasattr(module, "lora_A") and module.merged != merged:
                 module.merge() if merged else module.unmerge()
+
+
+class _Growing:
+    """What transformers' generate hands its tokens to, one after the other: passes the text so far on."""
+
+    def __init__(self, tokenizer, on_text):
+        self.tokenizer, self.on_text, self.ids = tokenizer, on_text, []
+
+    def put(self, ids: Tensor) -> None:
+        self.ids += ids.flatten().tolist()
+        self.on_text(self.tokenizer.decode(self.ids, skip_special_tokens=True).strip())
+
+    def end(self) -> None:
+        """All tokens have been seen."""
 
 
 def load_llm(config: LlmConfig, pretrained: bool = True) -> LanguageModel:

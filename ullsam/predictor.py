@@ -83,12 +83,12 @@ class Predictor:
         assert masks.shape[2:] == (square.height, square.width)
         return Prediction(*(x if multimask else x[:, 0] for x in (masks, scores, logits)))
 
-    def describe(self, question: str | None = None, max_new_tokens: int = 96) -> str:
-        """Words about the image that was set, see `ULLSAM.describe`."""
+    def describe(self, question: str | None = None, max_new_tokens: int = 96, on_text=None) -> str:
+        """Words about the image that was set, see `ULLSAM.describe`; `on_text` is called with the text while it grows."""
         self._ready()
         with torch.inference_mode():
             tokens = self.model.image_tokens(self._features)
-        return self.model.llm_or_raise().generate(tokens, question, max_new_tokens)[0]
+        return self.model.llm_or_raise().generate(tokens, question, max_new_tokens, on_text)[0]
 
     def _decode(self, prompts: Prompts, knowledge: Tensor | None, kinds: slice):
         logits, scores = self.model.segment(self._features, prompts, knowledge)

@@ -141,7 +141,8 @@ class Batches(Dataset):
         self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
         self.captions = stage.targets == "captions" or config.caption_weight > 0
-        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, with_captions=self.captions, canvas=image_size)
+        kind = {"with_captions": self.captions, "canvas": image_size}
+        self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, **kind)
 
     def __len__(self) -> int:
         return self.count
@@ -153,7 +154,7 @@ class Batches(Dataset):
         origin = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
         batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
         if self.captions:
-            batch["caption"] = [v["caption"] for v in views]
+            batch["caption"] = [first_sentences(v["caption"], self.config.sentences) for v in views]
         if self.stage.targets == "captions":
             return batch
         labels = np.stack([v["labels"] for v in views])
@@ -184,6 +185,12 @@ class Batches(Dataset):
             labels == ids[order, None, None],
             valid,
         )
+
+
+def first_sentences(text: str, count: int) -> str:
+    """The first `count` sentences of a text, or all of it for 0."""
+    parts = text.split(". ")
+    return text if count == 0 or count >= len(parts) else ". ".join(parts[:count]) + "."
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

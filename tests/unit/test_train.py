@@ -14,7 +14,7 @@ import torch
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
 from ullsam.config import PAPER_TRAINING
 from ullsam.sam import normalise
-from ullsam.train import Batches, SegmentationObjective, build_optimizer, learning_rate, select_trained
+from ullsam.train import Batches, SegmentationObjective, build_optimizer, first_sentences, learning_rate, select_trained
 
 SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
 
@@ -202,3 +202,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(InputError, match="loss is not finite at step 1; lower the learning rate"):
         fit(model, SMALL, mixture(), tmp_path, progress=False)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_first_sentences():
+    text = "Nuclei in a 2.5 um section. There are five. They touch."
+    assert first_sentences(text, 0) == first_sentences(text, 3) == first_sentences(text, 9) == text
+    assert first_sentences(text, 1) == "Nuclei in a 2.5 um section." and first_sentences(text, 2).endswith("There are five.")
