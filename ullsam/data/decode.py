@@ -109,7 +109,7 @@ def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(path) as tif:
-        counts = [_count_pages(series) for series in tif.series]
+        counts = [count_series_pages(series) for series in tif.series]
         total = sum(counts)
         if not 0 <= page < total:
             raise InputError(f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; "
@@ -128,7 +128,7 @@ def _tiff_axes(series: "TiffPageSeries") -> str:
     return axes[:-3] + "YXS" if axes.endswith("QYX") and series.shape[-1] <= MAX_CHANNELS else axes
 
 
-def _count_pages(series: "TiffPageSeries") -> int:
+def count_series_pages(series: "TiffPageSeries") -> int:
     sizes = zip(_tiff_axes(series), series.shape, strict=True)
     return int(np.prod([n for axis, n in sizes if axis not in "YXSC"]))
 
@@ -137,7 +137,7 @@ def _series_page(series: "TiffPageSeries", index: int, path: Path) -> np.ndarray
     """One (H, W) or (H, W, C) page of a series, without reading the others where the file allows it."""
     axes = _tiff_axes(series)
     check_pixels(tuple(series.shape[axes.index(a)] for a in "YX"), path)
-    if len(series.pages) == _count_pages(series) and axes.endswith(series.keyframe.axes):
+    if len(series.pages) == count_series_pages(series) and axes.endswith(series.keyframe.axes):
         axes, array = series.keyframe.axes, series.pages[index].asarray()
     else:
         order = sorted(range(len(axes)), key=lambda i: axes[i] in "YXSC")  # stacks first, the plane last

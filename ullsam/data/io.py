@@ -56,10 +56,10 @@ def read_labels(path: str | Path) -> np.ndarray:
     if array.ndim == 3:
         raise InputError(f"{path} has {array.shape[2]} channels but a label image has one; "
                          "save the instance ids as a 16-bit grey png or tif.")
-    return _as_labels(array, str(path))
+    return as_labels(array, str(path))
 
 
-def _as_labels(array: np.ndarray, name: str) -> np.ndarray:
+def as_labels(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "bui":
         raise InputError(f"{name} holds {array.dtype} values, labels are integers; round and convert them.")
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
@@ -81,10 +81,10 @@ def write_labels(path: str | Path, labels: np.ndarray) -> None:
     if labels.ndim != 2:
         raise InputError(f"labels have shape {labels.shape}; give one (H, W) array of instance ids.")
     check_shape(labels, "labels")
-    labels = _as_labels(labels, "labels")
+    labels = as_labels(labels, "labels")
     wide = labels.max() > np.iinfo(np.uint16).max
     content = _encode_labels(path, labels.astype(np.uint32 if wide else np.uint16))
-    _write_atomic(path, content)
+    write_atomic(path, content)
 
 
 def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
@@ -102,7 +102,7 @@ def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
     return cv2.imencode(".png", labels)[1].tobytes()
 
 
-def _write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first.")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,5 +1,10 @@
 """Widgets for notebooks: thin browser views of plain Python objects with one method per gesture."""
 
-from ullsam.widgets.click import ClickSession, ClickToSegment
+from ullsam.widgets.boxes import BoxToSegment
+from ullsam.widgets.click import ClickToSegment
+from ullsam.widgets.inspector import VlsaInspector
+from ullsam.widgets.monitor import TrainingMonitor
+from ullsam.widgets.sbr_explorer import SbrExplorer
+from ullsam.widgets.session import ClickSession
 
-__all__ = ["ClickSession", "ClickToSegment"]
+__all__ = ["BoxToSegment", "ClickSession", "ClickToSegment", "SbrExplorer", "TrainingMonitor", "VlsaInspector"]

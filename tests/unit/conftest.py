@@ -1,0 +1,48 @@
+"""A predictor that draws instead of computing, for tests of what is built around a network."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ullsam import InputError
+
+
+class _Discs:
+    """A predictor whose masks are discs: of `radius` (1 more with knowledge, 2 more per candidate) without negatives' 3."""
+
+    def __init__(self, name="discs", radius=6, vlsa=True):
+        config = SimpleNamespace(name=name)
+        self.model, self.radius = SimpleNamespace(config=config, vlsa=vlsa or None, encoded=[]), radius
+
+    def set_image(self, image):
+        self.image = image
+        self.model.encoded.append(image)
+
+    def predict(self, points=None, labels=None, box=None, use_vlk=True, multimask=False):
+        size = self.image.shape[:2]
+        if points is not None and ((points < 0) | (points >= size[::-1])).any():
+            raise InputError("a point lies outside the image")
+        masks = [self._mask(size, points, labels, box, self.radius + use_vlk + 2 * k) for k in range(1 + 2 * multimask)]
+        return SimpleNamespace(masks=np.array(masks)[None] if multimask else np.array(masks))
+
+    def _mask(self, size, points, labels, box, radius):
+        mask, (y, x) = np.zeros(size, bool), np.mgrid[: size[0], : size[1]]
+        if box is not None:
+            mask = (x >= box[0]) & (x <= box[2]) & (y >= box[1]) & (y <= box[3])
+        table = [] if points is None else sorted(zip(labels, points.tolist(), strict=True), reverse=True)
+        for label, (px, py) in table:
+            disc = np.hypot(x - px, y - py) <= (radius if label else 3)
+            mask = mask | disc if label else mask & ~disc
+        return mask
+
+    def describe(self, on_text=None):
+        for text in ("two", "two discs"):
+            on_text(text)
+        return text
+
+
+@pytest.fixture(scope="session")
+def Discs():
+    """The class of predictors that draw discs."""
+    return _Discs

@@ -1,0 +1,229 @@
+"""The image of a click session: pages of a stack, channels, what the model gets and what the screen gets."""
+
+from __future__ import annotations
+
+import hashlib
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ullsam.data.decode import MAX_CHANNELS, count_series_pages, decode
+from ullsam.data.io import as_labels, read_image, to_rgb8
+from ullsam.errors import InputError
+
+SAMPLE = 1024  # percentiles are taken from at most about this many rows and columns
+KEPT = 4  # decoded pages of a file that are kept at hand
+MICROMETRES = {  # in a unit, as programs write it; the micro sign has two code points, and ImageJ escapes it
+    "µm": 1.0, "\u03bcm": 1.0, "\\u00b5m": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
+    "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Display:
+    """How an image is brought to the screen; nothing of it reaches the model."""
+
+    low: float = 0.0  # percentile that becomes black
+    high: float = 100.0  # percentile that becomes white
+    gamma: float = 1.0  # above 1 brightens the middle
+
+    def __post_init__(self):
+        numbers = all(isinstance(v, (int, float)) and np.isfinite(v) for v in (self.low, self.high, self.gamma))
+        if not numbers or not 0 <= self.low < self.high <= 100 or not 0.05 <= self.gamma <= 20:
+            raise InputError(f"Contrast from {self.low} to {self.high} with gamma {self.gamma} cannot be shown; give "
+                             "percentiles 0 <= low < high <= 100 and a gamma from 0.05 to 20.")  # fmt: skip
+
+
+class Pages:
+    """One image or a stack of them, from memory or read page by page from a file.
+
+    Args:
+        image: (H, W) or (H, W, C), with `stack` (Z, H, W) or (Z, H, W, C); or the path of an image file.
+
+    Raises:
+        InputError: no image, or not one of a usable shape.
+    """
+
+    def __init__(self, image: np.ndarray | str | Path, stack: bool = False):
+        self.path = Path(image) if isinstance(image, (str, Path)) else None
+        if self.path is not None:
+            self.count, read = count_pages(self.path), lambda z: read_image(self.path, z)
+        else:
+            array = np.asarray(image)
+            if stack and (array.ndim not in (3, 4) or not len(array)):
+                raise InputError(f"The stack has shape {array.shape}; give (Z, H, W) or (Z, H, W, C) with Z pages.")
+            self.count, read = (len(array), lambda z: array[z]) if stack else (1, lambda z: array)
+        self._read = lru_cache(KEPT)(lambda z: _channels_last(read(z)))
+
+    @property
+    def name(self) -> str:
+        """What files made from this image are called."""
+        return self.path.stem if self.path else "image"
+
+    @property
+    def file(self) -> str:
+        """Name of the image's file, "" for an array."""
+        return self.path.name if self.path else ""
+
+    def page(self, z: int) -> np.ndarray:
+        """(H, W) or (H, W, C) in its own numbers.
+
+        Raises:
+            InputError: there is no such page, or it is not a usable image.
+        """
+        if not is_index(z, self.count):
+            raise InputError(f"There is no page {z}; the image has {self.count}, numbered from 0.")
+        return self._read(int(z))
+
+    def channels(self, z: int) -> tuple[str, ...]:
+        """Names of the channels to choose from; none for a grey image."""
+        image = self.page(z)
+        if image.ndim == 2 or image.shape[2] == 1:
+            return ()
+        rgb = image.dtype == np.uint8 and image.shape[2] == 3
+        return ("red", "green", "blue") if rgb else tuple(f"channel {c + 1}" for c in range(image.shape[2]))
+
+    def view(self, z: int, channel: int | None) -> np.ndarray:
+        """A page, or one channel of it as (H, W).
+
+        Raises:
+            InputError: the page has no such channel.
+        """
+        image, names = self.page(z), self.channels(z)
+        if channel is None:
+            return image
+        if not is_index(channel, len(names)):
+            raise InputError(f"There is no channel {channel}; the page has {len(names)} to choose from, numbered from "
+                             "0, or None for all together.")  # fmt: skip
+        return image[..., channel]
+
+    @cached_property
+    def sha(self) -> str:
+        """Fingerprint of the numbers of the first, the middle and the last page, and of the number of pages."""
+        digest = hashlib.sha256(str(self.count).encode())
+        for z in sorted({0, self.count // 2, self.count - 1}):
+            page = self.page(z)
+            digest.update(f"{page.dtype.str}{page.shape}".encode() + np.ascontiguousarray(page).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def pixel_size(self) -> tuple[float, float] | None:
+        """(width, height) of a pixel in micrometres as the file tells it; None where it does not."""
+        return read_pixel_size(self.path) if self.path else None
+
+    def read_labels(self, source: np.ndarray | str | Path, page: int) -> dict[int, np.ndarray]:
+        """Label maps int32 (H, W) by page: one for `page`, or one for each page if the source has as many.
+
+        Args:
+            source: integers (H, W), a stack (Z, H, W), or the path of such an image.
+
+        Raises:
+            InputError: no label image, or not of the size of the image.
+        """
+        if isinstance(source, (str, Path)):
+            count = count_pages(source)
+            found = [decode(source, z, palette=False) for z in range(count if count == self.count else 1)]
+        else:
+            found = np.asarray(source)
+            found = list(found) if found.ndim == 3 and len(found) == self.count else [found]
+        numbers = range(self.count) if len(found) > 1 else [page]
+        return {z: self._labels_of(z, labels) for z, labels in zip(numbers, found, strict=True)}
+
+    def _labels_of(self, z: int, labels: np.ndarray) -> np.ndarray:
+        size = self.page(z).shape[:2]
+        if labels.shape != size:
+            raise InputError(f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
+                             "columns; give one number for each of its pixels.")  # fmt: skip
+        return as_labels(labels, "The label image")
+
+
+def is_index(value, count: int) -> bool:
+    """A whole number from 0 to count - 1."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < count
+
+
+def display(image: np.ndarray, how: Display) -> np.ndarray:
+    """uint8 RGB (H, W, 3) for the screen; with the default the picture is that of `to_rgb8`.
+
+    Colours of an 8-bit RGB image keep their ratio, channels of other images are stretched each for itself.
+    """
+    if how == Display():
+        return to_rgb8(image)
+    together = image.ndim == 3 and image.dtype == np.uint8
+    planes = [image] if together or image.ndim == 2 else np.moveaxis(image, -1, 0)[:3]
+    shown = [_stretch(plane, how) for plane in planes]
+    return to_rgb8(shown[0] if len(shown) == 1 else np.stack(shown, axis=-1))  # 3 x (H, W) -> (H, W, 3)
+
+
+def _stretch(plane: np.ndarray, how: Display) -> np.ndarray:
+    """Numbers of any shape as uint8; percentiles 0 and 100 are the ends of to_rgb8's range."""
+    values = plane.astype(np.float32)
+    steps = tuple(slice(None, None, max(1, side // SAMPLE)) for side in plane.shape[:2])
+    low, high = np.percentile(values[steps], (how.low, how.high))
+    low = 0.0 if how.low == 0 and plane.dtype == np.uint8 else low
+    high = 255.0 if how.high == 100 and plane.dtype == np.uint8 else high
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return np.rint(255 * share ** (1 / how.gamma)).astype(np.uint8)
+
+
+def count_pages(path: str | Path) -> int:
+    """Number of pages of an image file: those of a tif, 1 for other formats.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return sum(count_series_pages(series) for series in tif.series)
+    except tifffile.TiffFileError:
+        return 1  # another format, or damaged: reading it tells
+    except OSError:
+        read_image(path)  # says why
+        raise
+
+
+def read_pixel_size(path: Path) -> tuple[float, float] | None:
+    """(width, height) of a pixel in micrometres from a tif's OME, ImageJ or centimetre tags; None without them.
+
+    Dots per inch are no measure: most programs write some.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            size = _ome_size(tif.ome_metadata) if tif.is_ome else _tag_size(tif)
+    except (tifffile.TiffFileError, OSError):
+        return None
+    return size if size and all(np.isfinite(s) and s > 0 for s in size) else None
+
+
+def _ome_size(xml: str) -> tuple[float, float] | None:
+    pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
+    sizes = [(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm").lower()) for a in "XY"]
+    if any(value is None or unit not in MICROMETRES for value, unit in sizes):
+        return None
+    return tuple(float(value) * MICROMETRES[unit] for value, unit in sizes)
+
+
+def _tag_size(tif) -> tuple[float, float] | None:
+    tags = tif.pages[0].tags
+    if tif.is_imagej:
+        unit = str(tif.imagej_metadata.get("unit", "")).lower()
+    else:
+        unit = "cm" if "ResolutionUnit" in tags and tags["ResolutionUnit"].value == 3 else ""
+    pairs = [tags[f"{a}Resolution"].value for a in "XY" if f"{a}Resolution" in tags]  # pixels per unit, as a fraction
+    if unit not in MICROMETRES or len(pairs) < 2 or not all(above and below for above, below in pairs):
+        return None
+    return tuple(MICROMETRES[unit] * below / above for above, below in pairs)
+
+
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) -> (H, W, C) where the shape tells, as in `to_rgb8`."""
+    if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
+        return np.moveaxis(image, 0, -1)
+    return image

@@ -1,0 +1,154 @@
+"""The project file of a click session: every saved instance with its prompts and pixels, in one JSON file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ullsam.errors import InputError
+from ullsam.evaluate import write_json
+from ullsam.widgets.instances import Instance, Region
+from ullsam.widgets.pages import Pages
+
+FORMAT, VERSION = "ullsam project", 1
+SUFFIX = ".ullsam.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """What a session keeps on disk."""
+
+    model: str
+    page: int
+    channel: int | None
+    instances: tuple[Instance, ...]
+
+
+def save_project(path: str | Path, project: Project, image_sha: str, image_name: str = "") -> None:
+    """Writes a project in one step: a reader sees the old file or the whole new one.
+
+    Args:
+        path: the file, by custom `<image file>.ullsam.json`.
+        image_sha: fingerprint of the image, see `Pages.sha`; image_name: for people who read the file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_json(path, {
+        "format": FORMAT, "version": VERSION, "image": {"name": image_name, "sha256": image_sha},
+        "model": project.model, "page": project.page, "channel": project.channel,
+        "instances": [_to_json(i) for i in project.instances],
+    })  # fmt: skip
+
+
+def load_project(path: str | Path, image_sha: str) -> Project:
+    """Reads a project of the image with this fingerprint.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged, of a newer version, or of another image.
+    """
+    path, values = Path(path), _read(Path(path))
+    if values["version"] > VERSION:
+        raise InputError(f"{path} has version {values['version']} of the project format and this ullsam reads up to "
+                         f"{VERSION}; install a newer ullsam.")  # fmt: skip
+    try:
+        known, name = values["image"]["sha256"], values["image"].get("name", "")
+        instances = tuple(_from_json(record) for record in values["instances"])
+        project = Project(str(values["model"]), int(values["page"]), values["channel"], instances)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if known != image_sha:
+        raise InputError(f"{path} is the project of another image{f' ({name})' if name else ''}; give the image it was "
+                         "made for, or another project file.")  # fmt: skip
+    return project
+
+
+class Autosave:
+    """The project file of one session; it never writes over what another session has saved meanwhile.
+
+    Args:
+        pages: the image.
+        project: path of the file; None for the one beside an image that is a file; False for none.
+
+    Raises:
+        InputError: the folder of the file does not exist or cannot be written.
+    """
+
+    def __init__(self, pages: Pages, project: str | Path | bool | None = None):
+        if project is None and pages.path is not None:
+            project = pages.path.with_name(pages.path.name + SUFFIX)
+        self.path = Path(project) if project else None
+        self._pages = pages
+        self._seen = self._stamp()
+        if self.path is not None and not os.access(self.path.parent, os.W_OK):
+            raise InputError(f"The folder {self.path.parent} cannot be written, so your work could not be kept there; name "
+                             "a file with project=..., or give project=False to keep none.")  # fmt: skip
+
+    def read(self) -> Project | None:
+        """The project, None where there is no file yet."""
+        return None if self._seen is None else load_project(self.path, self._pages.sha)
+
+    def write(self, project: Project) -> None:
+        """Saves the project.
+
+        Raises:
+            InputError: the file cannot be written, or another session has changed it.
+        """
+        if self.path is None:
+            return
+        if self._stamp() not in (self._seen, None):
+            raise InputError(f"{self.path} was changed by another session meanwhile; open the image again to go on from "
+                             "there.")  # fmt: skip
+        save_project(self.path, project, self._pages.sha, self._pages.file)
+        self._seen = self._stamp()
+
+    def _stamp(self) -> tuple | None:
+        """What changes whenever the file is written."""
+        if self.path is None or not self.path.exists():
+            return None
+        stat = self.path.stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _read(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
+        raise InputError(f"{path} is no project file of this widget; name another file with project=...")
+    return values
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged ({type(error).__name__}: {error}); move it away to start anew.")
+
+
+def _to_json(instance: Instance) -> dict:
+    region = instance.region
+    png = cv2.imencode(".png", region.pixels.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
+    return {
+        "number": instance.number, "name": instance.name, "model": instance.model, "page": instance.page,
+        "prompts": [list(p) for p in instance.prompts], "box": instance.box, "area": instance.area,
+        "corner": [region.x0, region.y0], "pixels": base64.b64encode(png).decode(),
+    }  # fmt: skip
+
+
+def _from_json(record: dict) -> Instance:
+    png = np.frombuffer(base64.b64decode(record["pixels"], validate=True), np.uint8)
+    pixels = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise ValueError("the pixels of an instance are no picture")
+    x0, y0 = (int(v) for v in record["corner"])
+    prompts = tuple((float(x), float(y), int(label)) for x, y, label in record["prompts"])
+    box = None if record["box"] is None else tuple(float(v) for v in record["box"])
+    number, page, region = int(record["number"]), int(record["page"]), Region(x0, y0, pixels > 0)
+    return Instance(number, str(record["name"]), prompts, box, str(record["model"]), page, region)

@@ -1,0 +1,335 @@
+"""A session of clicks on one image: all state and all logic of the click widget, without a browser.
+
+Everything that a gesture can change is one frozen `State`; a gesture makes a new state, and undo goes back to an old one.
+So a gesture that fails changes nothing, and two sessions share nothing but the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ullsam.data.io import to_rgb8
+from ullsam.errors import InputError
+from ullsam.widgets import instances as saved
+from ullsam.widgets.annotations import PLAIN_NAME, Annotations
+from ullsam.widgets.export import export
+from ullsam.widgets.instances import Instance, Region
+from ullsam.widgets.pages import Display, Pages, display, is_index
+from ullsam.widgets.project import Autosave, Project
+from ullsam.widgets.segmenter import Segmenter
+from ullsam.widgets.state import State
+
+GRAB = 0.01  # a click this near to a point, as a share of the image's longer side, takes the point away
+STEPS = 200  # changes that can be taken back
+
+
+class ClickSession:
+    """Prompts of the object being segmented, its mask, and the instances saved so far, all of one image or stack.
+
+    Points are (x, y) in pixels of the image as given. Arrays are replaced, never changed in place. The image is encoded
+    when a mask is first needed, or by `encode`.
+
+    Args:
+        models: a ULLSAM or Predictor, or a dict of them by name, the first being the current one. Only the network is
+            shared with other sessions.
+        image: (H, W) or (H, W, C), see `Predictor.set_image`; with `stack` (Z, H, W) or (Z, H, W, C); or a path.
+        vlk: with vision-language knowledge; a model without VLSA has none.
+        project: file that keeps the work and from which it is continued if it exists. None: beside an image given as a
+            path, `<file name>.ullsam.json`, and no file for an array. False: no file.
+
+    Raises:
+        InputError: the image or a model is not usable, or the project is of another image or a newer version.
+    """
+
+    def __init__(self, models, image, vlk: bool = True, project: str | Path | bool | None = None, stack: bool = False):
+        self._pages = Pages(image, stack)
+        to_rgb8(self._pages.page(0))  # an unusable image is refused at once
+        self._segmenter = Segmenter(models, self._pages)
+        self._descriptions: dict[tuple, str] = {}  # by State.encoding
+        self._past: tuple[State, ...] = ()
+        self._future: tuple[State, ...] = ()
+        self._display = Display()
+        self._selected: int | None = None
+        self._autosave = Autosave(self._pages, project)
+        self._state = self._continued(State(self.models[0], bool(vlk)))
+        self._mask, self._labels = None, self._label_map(self._state)
+
+    # ---------------------------------------------------------------- the current object
+
+    def click(self, x: float, y: float, positive: bool = True, grab: float | None = None) -> None:
+        """Adds a point inside (or outside) the object; a click on an existing point takes that point away.
+
+        Args:
+            grab: distance in pixels that still counts as on the point; by default `self.grab`.
+        """
+        x, y = _numbers(x, y)
+        prompts = self._state.prompts
+        away = [np.hypot(p[0] - x, p[1] - y) for p in prompts]
+        if min(away, default=np.inf) <= (self.grab if grab is None else grab):
+            near = int(np.argmin(away))
+            self._prompt(prompts=prompts[:near] + prompts[near + 1 :])
+        else:
+            self._prompt(prompts=(*prompts, (x, y, int(bool(positive)))))
+
+    def move_point(self, index: int, x: float, y: float) -> None:
+        """Puts the point of this index (from 0) elsewhere."""
+        prompts = self._state.prompts
+        if not is_index(index, len(prompts)):
+            raise InputError(f"There is no point {index}; there are {len(prompts)}, numbered from 0.")
+        moved = (*_numbers(x, y), prompts[index][2])
+        self._prompt(prompts=(*prompts[:index], moved, *prompts[index + 1 :]))
+
+    def set_box(self, x0: float, y0: float, x1: float, y1: float) -> None:
+        """Draws a box around the object, from any corner to the opposite one; it replaces an earlier box."""
+        (x0, x1), (y0, y1) = sorted(_numbers(x0, x1)), sorted(_numbers(y0, y1))
+        height, width = self.size
+        box = np.clip((x0, y0, x1, y1), 0, (width - 1, height - 1, width - 1, height - 1))
+        self._prompt(box=tuple(box.tolist()))
+
+    def clear_box(self) -> None:
+        """Removes the box; points stay."""
+        if self._state.box is not None:
+            self._prompt(box=None)
+
+    def clear(self) -> None:
+        """Removes the prompts of the current object; saved instances stay, also the one that was being edited."""
+        if not self._state.empty:
+            self._change(self._state.without_object())
+
+    def undo(self) -> None:
+        """Takes back the last change."""
+        if not self._past:
+            raise InputError("There is nothing to undo; click on an object first.")
+        *past, state = self._past
+        future = (self._state, *self._future)
+        self._show(state)
+        self._past, self._future = tuple(past), future
+
+    def redo(self) -> None:
+        """Does again what was undone last."""
+        if not self._future:
+            raise InputError("There is nothing to redo; undo a change first.")
+        state, *future = self._future
+        past = (*self._past, self._state)
+        self._show(state)
+        self._past, self._future = past, tuple(future)
+
+    # ---------------------------------------------------------------- how it is segmented
+
+    def toggle_vlk(self) -> None:
+        """Switches vision-language knowledge on or off and segments again."""
+        if not self.has_vlk:
+            raise InputError("This model has no vision-language knowledge to switch; load 'tiny', which has it.")
+        self._prompt(vlk=not self._state.vlk)
+
+    def toggle_negatives(self) -> None:
+        """Switches the automatic points on or off: three of SBR's ring around the mask, all outside."""
+        self._prompt(negatives=not self._state.negatives)
+
+    def set_candidate(self, k: int) -> None:
+        """Chooses the single mask (0) or one of SAM's three candidates (1..3) for an ambiguous click."""
+        if not is_index(k, 4):
+            raise InputError(f"There is no mask {k}; choose 0 for the single mask, or a candidate from 1 to 3.")
+        self._prompt(candidate=int(k))
+
+    def set_model(self, name: str) -> None:
+        """Changes to another of the models and segments again."""
+        if name not in self.models:
+            raise InputError(f"There is no model {name!r} here; choose one of {', '.join(self.models)}.")
+        self._prompt(model=name)
+
+    def encode(self) -> None:
+        """Encodes the current page for the current model now, so that the first click need not wait."""
+        self._segmenter.predictor(self._state)
+
+    @property
+    def encoded(self) -> bool:
+        """The next click need not wait for the image encoder."""
+        return self._segmenter.is_encoded(self._state)
+
+    # ---------------------------------------------------------------- what is shown
+
+    def set_page(self, z: int) -> None:
+        """Goes to another page of a stack (from 0); the points of an unsaved object are left, and undo returns to them."""
+        to_rgb8(self._pages.page(z), f"page {z}")
+        state = self._state.on_page(int(z), len(self._pages.channels(z)))
+        if int(z) != self._state.page:
+            self._show(state) if self._state.empty else self._change(state)
+
+    def set_channel(self, channel: int | None) -> None:
+        """Shows one channel (from 0) to the model and the screen, or all together (None), and segments again."""
+        self._pages.view(self._state.page, channel)
+        self._prompt(channel=channel)
+
+    def set_display(self, low: float = 0.0, high: float = 100.0, gamma: float = 1.0) -> None:
+        """Changes contrast (percentiles that become black and white) and gamma on the screen only."""
+        self._display = Display(low, high, gamma)
+
+    def display_image(self) -> np.ndarray:
+        """uint8 RGB (H, W, 3) of the current page and channel with the contrast chosen."""
+        return display(self._pages.view(self._state.page, self._state.channel), self._display)
+
+    def describe(self, on_text: Callable[[str], None] | None = None) -> str:
+        """What the language model says about the image; kept in `description`.
+
+        Args:
+            on_text: called with the text so far while it grows.
+        """
+        state = self._state
+        text = self._segmenter.describe(state, on_text)
+        self._descriptions[state.encoding] = text
+        return text
+
+    # ---------------------------------------------------------------- instances
+
+    def save_instance(self) -> int:
+        """Keeps the current mask as an instance and returns its number; earlier instances keep their pixels."""
+        state = self._state
+        if state.region is None:
+            raise InputError("There is no mask to save; click on an object first.")
+        free = self.mask & ((self.labels == 0) | (self.labels == (state.editing or 0)))
+        if not free.any():
+            raise InputError("The mask has no pixel that is not saved already; add a point or clear the points.")
+        number, name = saved.next_number(state.instances), PLAIN_NAME
+        if state.editing is not None:
+            number, name = state.editing, saved.find(state.instances, state.editing).name
+        new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free))
+        self._change(state.without_object(instances=saved.put(state.instances, new)))
+        return number
+
+    def select(self, number: int | None) -> None:
+        """Marks an instance and goes to its page; None marks none."""
+        if number is not None:
+            self.set_page(saved.find(self._state.instances, number).page)
+        self._selected = number
+
+    def rename(self, number: int, name: str) -> None:
+        """Gives an instance another name, for example its class."""
+        name = " ".join(str(name).split())
+        if not name:
+            raise InputError("An instance needs a name; give at least one letter.")
+        new = replace(saved.find(self._state.instances, number), name=name)
+        self._change(replace(self._state, instances=saved.put(self._state.instances, new)))
+
+    def delete(self, number: int) -> None:
+        """Removes an instance; the others keep their numbers."""
+        gone, state = saved.find(self._state.instances, number), self._state
+        state = state.without_object() if state.editing == number else state
+        self._change(replace(state, instances=tuple(i for i in state.instances if i is not gone)))
+
+    def edit(self, number: int) -> None:
+        """Makes an instance the current object again, with its prompts and pixels; it stays saved until it is replaced."""
+        chosen = saved.find(self._state.instances, number)
+        self._change(replace(
+            self._state, page=chosen.page, prompts=chosen.prompts, box=chosen.box, suggested=(), region=chosen.region,
+            editing=number,
+        ))  # fmt: skip
+        self._selected = number
+
+    def import_labels(self, source: np.ndarray | str | Path) -> int:
+        """Takes the objects of a label image over as instances of the current page, to correct them.
+
+        Args:
+            source: integers (H, W), a stack of them for all pages, or a path; 0 is background.
+
+        Returns:
+            Number of instances added.
+        """
+        found = self._state.instances
+        for page, labels in self._pages.read_labels(source, self.page).items():
+            found += saved.from_labels(labels, page, found, PLAIN_NAME)
+        added = len(found) - len(self._state.instances)
+        if not added:
+            raise InputError("The label image has no object on free pixels; nothing was imported.")
+        self._change(replace(self._state, instances=found))
+        return added
+
+    def export(self, folder: str | Path, kinds: Iterable[str]) -> dict[str, Path]:
+        """Writes the instances in the formats asked for, see `ullsam.widgets.export`; returns the path of each."""
+        instances, pages = self._state.instances, self._pages
+        views = {z: pages.view(z, None) for z in sorted({i.page for i in instances})}
+        annotations = Annotations(
+            name=pages.name, file=pages.file, count=pages.count, pixel_size=pages.pixel_size, images=views,
+            shown={z: display(view, self._display) for z, view in views.items()},
+            labels={z: saved.label_map(instances, z, view.shape[:2]) for z, view in views.items()},
+            names={i.number: i.name for i in instances},
+        )  # fmt: skip
+        return export(annotations, folder, kinds)
+
+    # ---------------------------------------------------------------- what there is to read
+
+    prompts = property(lambda self: self._state.prompts, doc="Points (x, y, label) of the current object.")
+    box = property(lambda self: self._state.box, doc="(x0, y0, x1, y1) of the current object, or None.")
+    suggested = property(lambda self: self._state.suggested, doc="Automatic points (x, y, 0) around the mask.")
+    instances = property(lambda self: list(self._state.instances), doc="Saved instances of all pages, list of Instance.")
+    editing = property(lambda self: self._state.editing, doc="Number of the instance that is the current object, or None.")
+    project = property(lambda self: self._autosave.path, doc="The file that keeps the work, or None.")
+    pages = property(lambda self: self._pages.count, doc="Number of pages.")
+    page = property(lambda self: self._state.page, doc="Current page, from 0.")
+    channels = property(lambda self: self._pages.channels(self.page), doc="Names of the channels, () for a grey image.")
+    channel = property(lambda self: self._state.channel, doc="Current channel from 0, None for all together.")
+    models = property(lambda self: self._segmenter.names, doc="Names of the models.")
+    model = property(lambda self: self._state.model, doc="Name of the current model.")
+    has_vlk = property(lambda self: self._segmenter.has_vlk(self._state), doc="The model has knowledge to switch.")
+    vlk = property(lambda self: self._state.vlk and self.has_vlk, doc="With vision-language knowledge.")
+    contrast = property(lambda self: self._display, doc="Contrast and gamma on the screen, see `set_display`.")
+    negatives = property(lambda self: self._state.negatives, doc="With automatic negative points.")
+    candidate = property(lambda self: self._state.candidate, doc="Which mask, see `set_candidate`.")
+    can_undo = property(lambda self: bool(self._past), doc="There is a change to take back.")
+    can_redo = property(lambda self: bool(self._future), doc="There is a change to do again.")
+    mask = property(lambda self: self._mask, doc="bool (H, W) of the current object; None without prompts.")
+    labels = property(lambda self: self._labels, doc="int32 (H, W), saved instances of the current page, 0 background.")
+    size = property(lambda self: self._pages.page(self.page).shape[:2], doc="(H, W) of the current page.")
+    description = property(lambda self: self._descriptions.get(self._state.encoding, ""), doc="The language model's words.")
+
+    @property
+    def selected(self) -> int | None:
+        """Number of the instance that is marked."""
+        return self._selected if any(i.number == self._selected for i in self._state.instances) else None
+
+    @property
+    def grab(self) -> float:
+        """Distance in pixels within which a click means the point that is there already."""
+        return max(1.0, GRAB * max(self.size))
+
+    # ---------------------------------------------------------------- from one state to the next
+
+    def _prompt(self, **changes) -> None:
+        """Changes what the mask depends on; taken over only when the mask could be computed."""
+        self._change(self._segmenter.segmented(replace(self._state, **changes)))
+
+    def _change(self, state: State) -> None:
+        past = (*self._past, self._state)[-STEPS:]
+        self._show(state)
+        self._past, self._future = past, ()
+
+    def _show(self, state: State) -> None:
+        """Makes a state the current one, after its instances are safe on disk."""
+        if state.instances is not self._state.instances:
+            self._autosave.write(Project(state.model, state.page, state.channel, state.instances))
+        if state.instances is not self._state.instances or state.page != self._state.page:
+            self._labels = self._label_map(state)
+        self._state = state
+        self._mask = None if state.region is None else state.region.mask(self.size)
+
+    def _label_map(self, state: State) -> np.ndarray:
+        return saved.label_map(state.instances, state.page, self._pages.page(state.page).shape[:2])
+
+    def _continued(self, state: State) -> State:
+        """The state in which an earlier session left the project, or `state` without a project."""
+        project = self._autosave.read()
+        if project is None:
+            return state
+        model = project.model if project.model in self.models else state.model
+        return replace(state, model=model, page=project.page, channel=project.channel, instances=project.instances)
+
+
+def _numbers(*values) -> tuple[float, ...]:
+    try:
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{values} are not numbers; give x and y in image pixels.") from error
