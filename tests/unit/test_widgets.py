@@ -174,7 +174,8 @@ def test_the_description_grows_in_the_browser(demo):
 def test_browser_messages_do_what_the_methods_do(demo, Discs, image):
     other = ClickToSegment({"discs": Discs(), "large": Discs("large", radius=9)}, image)
     gestures = [
-        ("click", {"x": 30, "y": 20, "positive": True, "grab": 0}), ("click", {"x": 5, "y": 3, "positive": False, "grab": 0}),
+        ("click", {"x": 30, "y": 20, "positive": True, "grab": 0}),
+        ("click", {"x": 5, "y": 3, "positive": False, "grab": 0}),
         ("move_point", {"index": 0, "x": 28, "y": 21}), ("set_box", {"x0": 2, "y0": 3, "x1": 20, "y1": 30}),
         ("clear_box", {}), ("toggle_negatives", {}), ("set_candidate", {"k": 2}), ("toggle_vlk", {}),
         ("set_model", {"name": "large"}), ("set_channel", {"channel": 1}), ("save_instance", {}), ("undo", {}), ("redo", {}),
