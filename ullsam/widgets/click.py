@@ -26,10 +26,11 @@ GHOSTS = 1024  # longer side of the layer with saved instances
 COLORING = 512  # longer side of the label map in which neighbours are looked for
 GESTURES = {  # what the browser may ask for, and the values it may send along
     "click": ("x", "y", "positive", "grab"), "move_point": ("index", "x", "y"), "set_box": ("x0", "y0", "x1", "y1"),
-    "clear_box": (), "undo": (), "redo": (), "clear": (), "save_instance": (), "select": ("number",), "rename": ("number", "name"),
-    "delete": ("number",), "edit": ("number",), "toggle_vlk": (), "toggle_negatives": (), "set_candidate": ("k",),
-    "set_model": ("name",), "set_page": ("z",), "set_channel": ("channel",), "set_display": ("low", "high", "gamma"),
-    "encode": (), "describe": (), "export": ("kinds",),
+    "clear_box": (), "undo": (), "redo": (), "clear": (), "save_instance": (), "select": ("number",),
+    "rename": ("number", "name"), "delete": ("number",), "edit": ("number",), "toggle_vlk": (),
+    "toggle_negatives": (), "set_candidate": ("k",), "set_model": ("name",), "set_page": ("z",),
+    "set_channel": ("channel",), "set_display": ("low", "high", "gamma"), "encode": (), "describe": (),
+    "export": ("kinds",),
 }  # fmt: skip
 EXPORTS = {
     "tiff": "Label image (16-bit TIFF)", "roi": "ImageJ ROIs (zip)", "coco": "COCO (JSON)", "overlay": "Overlay (PNG)",
