@@ -56,6 +56,18 @@ def evaluate_words(args: argparse.Namespace) -> None:
     _finish(args, [evaluate_words(model, a, *options, shown=b, progress=True) for a, b in pairs], summarise_words)
 
 
+def reproduce(args: argparse.Namespace) -> None:
+    """Re-does the paper's tables at tiny scale; what is measured already is not measured again."""
+    from ullsam.data.corpus import data_root
+    from ullsam.reproduce import TABLES, Reproduction
+    from ullsam.reproduce_report import markdown
+
+    names = args.tables or list(TABLES)
+    results = args.results or f"data/results/reproduce_{args.budget}.json"
+    job = Reproduction(args.budget, args.out, results, None if args.synthetic else data_root(args.data))
+    print(f"{markdown(job.run(names), names)}\n\nwritten to {results}")
+
+
 def describe(args: argparse.Namespace) -> None:
     """Prints one line of words per image."""
     from ullsam.data.io import read_image
@@ -129,6 +141,18 @@ def _add_evaluation(commands) -> None:
     add.set_defaults(run=describe)
 
 
+def _add_reproduce(commands) -> None:
+    add = commands.add_parser("reproduce", help="the paper's tables and figures at tiny scale")
+    add.add_argument("tables", nargs="*", help="table1 .. table5, fig3, fig5, fig6 (default: all)")
+    add.add_argument("--budget", default="class", help="class: minutes; full: hours (default: class)")
+    add.add_argument("--out", default="runs/reproduce", help="folder of the training runs (default: runs/reproduce)")
+    add.add_argument("--results", help="JSON file (default: data/results/reproduce_BUDGET.json)")
+    images = add.add_mutually_exclusive_group()
+    images.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
+    images.add_argument("--synthetic", action="store_true", help="synthetic images instead of corpora")
+    add.set_defaults(run=reproduce)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(
@@ -149,6 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--results", default="data/results", help="folder of the JSON files (default: data/results)")
     add.set_defaults(run=readme)
     _add_evaluation(commands)
+    _add_reproduce(commands)
     add = commands.add_parser("demo", help="segment and describe three images, in a minute")
     add.add_argument("--out", default="demo_output", help="folder for the results (default: demo_output)")
     add.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")

@@ -17,13 +17,14 @@ from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
 from ullsam.evaluate import mean_scores, score_image
+from ullsam.llm import LanguageModel
 from ullsam.model import ULLSAM, load
 from ullsam.predictor import Predictor
 from ullsam.train import fit
 from ullsam.vlsa import vlsa_names
 
 # small enough for a laptop; `view` leaves room for crops at all places of the 512 px canvas of "tiny"
-TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, warmup=10, view=256, balance=True)
+TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, warmup=10, view=256)
 FAST = replace(TRAIN, steps=4, batch_size=2, warmup=1, view=0)
 UNSEEN = 2**31  # seeds of synthetic images from here on are never drawn by a Mixture
 
@@ -70,7 +71,7 @@ def compare_vlsa(
         InputError: an unknown variant, no seed, a start without language model, or a mixture without held-out images.
     """
     names = [names] if isinstance(names, str) else list(names)
-    start = _check(names, seeds, _start(model))
+    start = _check(names, seeds, shared_start(model))
     settings = _settings(steps, train, start.config.sam.image_size)
     mixture = mixture or Mixture([], list(STYLES), 1.0, synthetic_size=128 if fast() else 256)
     held_out = _held_out(mixture) if held_out is None else held_out
@@ -108,18 +109,22 @@ class _Contest:
         return Arm(scores, logs[-1]["seconds"] / config.steps, parameters)
 
 
-def make_variant(start: ULLSAM, name: str, seed: int) -> ULLSAM:
+def make_variant(
+    start: ULLSAM, name: str, seed: int, options: dict | None = None, llm: LanguageModel | None = None
+) -> ULLSAM:
     """A copy of `start` with a fresh VLSA of another variant; the frozen language model is shared, not copied.
 
     Args:
         start: with a language model; left as it is.
-        name: of the variant; seed: of its first weights.
+        name: of the variant; seed: of its first weights; options: of the variant.
+        llm: takes the place of the start's language model; the projection then starts afresh, too.
     """
-    config = replace(start.config, vlsa=name, vlsa_options={})
+    config = replace(start.config, vlsa=name, vlsa_options=options or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ULLSAM(config, copy.deepcopy(start.sam), start.llm)
-    model.projection.load_state_dict(start.projection.state_dict())
+        model = ULLSAM(config, copy.deepcopy(start.sam), llm or start.llm)
+    if llm is None:
+        model.projection.load_state_dict(start.projection.state_dict())
     return model.eval()
 
 
@@ -130,7 +135,8 @@ def score_samples(model: ULLSAM, samples: Sequence[Sample]) -> list[dict]:
     return [scores for scores in scored if scores]
 
 
-def _start(model: str | Path | ULLSAM) -> ULLSAM:
+def shared_start(model: str | Path | ULLSAM = "tiny") -> ULLSAM:
+    """The model that all runs start from, see `compare_vlsa`."""
     if isinstance(model, ULLSAM):
         return model
     if fast() or str(model) == "debug":

@@ -23,6 +23,7 @@ class SamConfig:
     out_chans: int = 256  # C: channels of features, prompts and decoder
     decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
     mask_in_chans: int = 16  # channels of the mask-prompt encoder
+    iou_head_dim: int = 0  # hidden width of the mask-quality head; 0: out_chans
     position_scale: float = (
         1.0  # spread of the frequencies of SAM's position code; more tells near places apart
     )

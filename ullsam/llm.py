@@ -18,6 +18,7 @@ from ullsam.errors import InputError
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+BUILT_IN = ("debug", "smollm2")  # language models that need no name or folder of Hugging Face's
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -52,7 +53,7 @@ class LanguageModel(nn.Module):
         before = self.embed(self.ids(self.config.before_image), len(image_tokens))
         x = torch.cat([before, image_tokens.to(before.dtype)], dim=1)  # (B, L + N, D)
         states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
-        return states[:, before.shape[1] :]
+        return states[:, before.shape[1] :].to(image_tokens.dtype)
 
     def caption_loss(self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None) -> Tensor:
         """Mean cross-entropy of the answers' tokens (and of the token that ends them), given image and question."""
@@ -65,7 +66,7 @@ class LanguageModel(nn.Module):
         states, ids, is_answer = self._read(image_tokens, answers, questions or [""] * len(answers))
         first = len(self.ids(self.config.before_image))
         loss = F.cross_entropy(self._logits(states, is_answer).float(), ids[is_answer])
-        return states[:, first : first + image_tokens.shape[1]], loss
+        return states[:, first : first + image_tokens.shape[1]].to(image_tokens.dtype), loss
 
     def option_scores(self, image_tokens: Tensor | None, question: str, options: list[str]) -> Tensor:
         """Mean log-likelihood per token of each option as the answer, (len(options),); None: text only.

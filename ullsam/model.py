@@ -15,7 +15,7 @@ from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
 from ullsam.fine import click_maps, per_instance
-from ullsam.llm import LanguageModel, load_llm
+from ullsam.llm import BUILT_IN, LanguageModel, load_llm
 from ullsam.sam import ImageFeatures, Prompts, build_sam
 from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa
 
@@ -161,20 +161,32 @@ class ULLSAM(nn.Module):
         save_file(state, folder / "model.safetensors.part")
         (folder / "model.safetensors.part").chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        if self.llm is not None and not self.config.llm.lora_rank and self.config.llm.name not in BUILT_IN:
+            from ullsam.checkpoints import save_language
+
+            save_language(self.llm, folder / "llm")  # its weights are in the file above
         (folder / "config.json.part").write_text(
             json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
         )
         os.replace(folder / "config.json.part", folder / "config.json")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> ULLSAM:
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> ULLSAM:
         """A model saved by `save_pretrained`, in float32; keys that are missing or left over are errors.
+
+        Args:
+            dtype: of a language model whose weights are in the folder.
 
         Raises:
             InputError: the folder or a file is not there, damaged, or of another model.
         """
         folder = Path(folder)
-        model = cls.from_config(_read_config(folder))
+        config = _read_config(folder)
+        if (folder / "llm").is_dir():
+            from ullsam.checkpoints import load_saved
+
+            return load_saved(folder, config, dtype)
+        model = cls.from_config(config)
         state = _read_safetensors(folder / "model.safetensors")
         borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
         sam_parts.load_strict(model, state, folder, ignore=borrowed)
@@ -239,6 +251,22 @@ def shipped(name: str) -> Path:
     return next((p for p in places if p.exists()), places[0])
 
 
-def load(name: str | Path) -> ULLSAM:
-    """The shipped weights "tiny" (uLLSAM) or "usam-tiny" (the baseline without language model), or a saved folder."""
-    return ULLSAM.from_pretrained(shipped(f"weights/{SHIPPED[str(name)]}") if str(name) in SHIPPED else name)
+def load(
+    name: str | Path, sam=None, llm=None, ullsam=None, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> ULLSAM:
+    """The shipped weights "tiny" (uLLSAM) or "usam-tiny" (the baseline without language model), a saved folder, or "paper".
+
+    Args:
+        name: "paper" is put together from real checkpoints.
+        sam, llm, ullsam: where "paper" takes its parts from, see `ullsam.checkpoints.load_paper`.
+        dtype: of the language model of "paper" or of a folder that holds one whole; all else is float32.
+        device: where the weights go.
+    """
+    if str(name) == "paper":
+        from ullsam.checkpoints import load_paper
+
+        return load_paper(sam, llm, ullsam, dtype, device)
+    if sam or llm or ullsam:
+        raise InputError(f"sam=, llm= and ullsam= are the parts of 'paper'; leave them out to load {name}.")
+    folder = shipped(f"weights/{SHIPPED[str(name)]}") if str(name) in SHIPPED else name
+    return ULLSAM.from_pretrained(folder, dtype).to(device)

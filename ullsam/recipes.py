@@ -43,9 +43,9 @@ RECIPES = {
     "encoder": Recipe(USAM_TINY, replace(DENSE, steps=1200)),
     "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
     "align": Recipe(TINY, replace(CAPTION, steps=250, lr=1e-3, sentences=1), start="base"),
-    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400, lr=5e-4), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=350, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
-    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=350, lr=3e-4, seed=1), start="base"),
+    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=350, lr=5e-4), start="align"),
+    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=300, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
+    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=300, lr=3e-4, seed=1), start="base"),
 }
 
 

@@ -123,7 +123,7 @@ def _prompt_encoder(c: SamConfig) -> PromptEncoder:
 def _mask_decoder(c: SamConfig) -> MaskDecoder:
     transformer = TwoWayTransformer(depth=2, embedding_dim=c.out_chans, mlp_dim=c.decoder_mlp_dim, num_heads=8)
     _match_places(transformer)
-    settings = dict(transformer_dim=c.out_chans, transformer=transformer, iou_head_hidden_dim=c.out_chans)
+    settings = dict(transformer_dim=c.out_chans, transformer=transformer, iou_head_hidden_dim=c.iou_head_dim or c.out_chans)
     return FineMaskDecoder(c.stem[1:], **settings) if c.stem else MaskDecoder(**settings)
 
 
