@@ -155,6 +155,8 @@ def _add_reproduce(commands) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
+    from ullsam.checkpoints.commands import add_commands as add_checkpoint_commands
+
     parser = argparse.ArgumentParser(
         prog="python -m ullsam", description="uLLSAM: segment and describe microscopy images."
     )
@@ -174,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.set_defaults(run=readme)
     _add_evaluation(commands)
     _add_reproduce(commands)
+    add_checkpoint_commands(commands)
     add = commands.add_parser("demo", help="segment and describe three images, in a minute")
     add.add_argument("--out", default="demo_output", help="folder for the results (default: demo_output)")
     add.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")
@@ -182,15 +185,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; a problem with the input is one sentence on standard error and exit code 2."""
+    """Runs one command and returns the exit code; a problem with the input is one sentence on standard error and code 2."""
     words = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_args(words, argparse.Namespace(words=words))
     try:
-        args.run(args)
+        return args.run(args) or 0
     except InputError as error:
         print(f"ullsam: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

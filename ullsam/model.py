@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -153,22 +152,15 @@ class ULLSAM(nn.Module):
             folder: made if absent.
             dtype: of the stored floats, for example torch.float16; None keeps them.
         """
-        from safetensors.torch import save_file
+        from ullsam.checkpoints import save_language
+        from ullsam.checkpoints.files import cast, whole, write_safetensors
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.own_state().items()}
-        save_file(state, folder / "model.safetensors.part")
-        (folder / "model.safetensors.part").chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        write_safetensors(folder, cast(self.own_state().items(), dtype, "cpu"))
         if self.llm is not None and not self.config.llm.lora_rank and self.config.llm.name not in BUILT_IN:
-            from ullsam.checkpoints import save_language
-
             save_language(self.llm, folder / "llm")  # its weights are in the file above
-        (folder / "config.json.part").write_text(
-            json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False)
-        )
-        os.replace(folder / "config.json.part", folder / "config.json")
+        with whole(folder / "config.json") as part:
+            part.write_text(json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> ULLSAM:
@@ -180,14 +172,15 @@ class ULLSAM(nn.Module):
         Raises:
             InputError: the folder or a file is not there, damaged, or of another model.
         """
+        from ullsam.checkpoints import load_saved
+        from ullsam.checkpoints.files import read_safetensors
+
         folder = Path(folder)
         config = _read_config(folder)
         if (folder / "llm").is_dir():
-            from ullsam.checkpoints import load_saved
-
             return load_saved(folder, config, dtype)
         model = cls.from_config(config)
-        state = _read_safetensors(folder / "model.safetensors")
+        state = read_safetensors(folder)
         borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
         sam_parts.load_strict(model, state, folder, ignore=borrowed)
         if model.llm is not None:
@@ -201,7 +194,9 @@ def load_parts(model: ULLSAM, folder: str | Path) -> None:
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
     """
-    state = _read_safetensors(Path(folder) / "model.safetensors")
+    from ullsam.checkpoints.files import read_safetensors
+
+    state = read_safetensors(folder)
     absent = tuple(k for k in model.state_dict() if k not in state and not k.startswith("sam."))
     sam_parts.load_strict(model, state, folder, ignore=absent)
 
@@ -225,20 +220,6 @@ def _read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a model's config.json ({error}); save the model again.") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing; copy it beside its config.json or save the model again."
-        ) from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); get it again.") from error
 
 
 def shipped(name: str) -> Path:

@@ -1,9 +1,8 @@
-"""SAM from segment_anything's own classes: build it in any size, run it on batches, load SAM and uSAM weights."""
+"""SAM from segment_anything's own classes: build it in any size, run it on batches."""
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -210,52 +209,9 @@ def decode_masks(
     return logits, decoder.iou_prediction_head(states[:, 0])
 
 
-def load_sam_weights(sam: Sam, path: str | Path) -> Sam:
-    """Loads a SAM `.pth` or a uSAM `.pt`/`.pth` into `sam`; every missing or unexpected key is an error.
-
-    uSAM files may keep SAM's weights under "model_state" beside a decoder for automatic segmentation; the decoder is
-    not needed here. Nothing in the file is executed (`weights_only`).
-
-    Raises:
-        InputError: no such file, not a checkpoint, or keys or shapes that do not fit.
-    """
-    state = read_checkpoint(path)
-    state = state.get("model_state", state)
-    state = {k.removeprefix("sam."): v for k, v in state.items() if isinstance(v, Tensor)}
-    load_strict(sam, state, path, ignore=("pixel_mean", "pixel_std"))
-    return sam
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The dictionary in a PyTorch checkpoint, read without executing anything."""
-    if not Path(path).is_file():
-        raise InputError(f"There is no checkpoint {path}; check the path or download it first.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here: zip, pickle, runtime
-        raise InputError(
-            f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again."
-        ) from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, not a dictionary of weights.")
-    return state
-
-
 def load_strict(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
     """Loads `state` into `module`; names the first missing, unexpected or misshapen entries instead of hiding them."""
-    own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.startswith(ignore)]
-    unexpected = [k for k in state if k not in own]
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-              for k in own if k in state and own[k].shape != state[k].shape]  # fmt: skip
-    for what, names in (
-        ("is missing", missing),
-        ("has unexpected", unexpected),
-        ("has shapes that do not fit:", shapes),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(
-                f"{source} {what} {', '.join(names[:3])}{more}; it was made for another model or variant."
-            )
+    from ullsam.checkpoints.files import check
+
+    check(module, state, source, ignore)
     module.load_state_dict(state, strict=False)

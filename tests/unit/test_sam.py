@@ -1,6 +1,5 @@
 """Our SAM against segment_anything's own code."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from segment_anything.modeling.image_encoder import Attention
 from ullsam import InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
 from ullsam.config import SamConfig
 from ullsam.fine import click_maps, per_instance
-from ullsam.sam import FastAttention, load_sam_weights, normalise
+from ullsam.sam import FastAttention, normalise
 
 DEBUG = preset("debug").sam
 STEM = SamConfig(image_size=128, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=4,
@@ -147,49 +146,3 @@ def test_normalise_both_ways():
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(InputError, match="patch of 16 px does not fit an image of 100 px"):
         build_sam(SamConfig(image_size=100))
-
-
-def test_weights_of_sam_and_usam_files(tmp_path, sam):
-    torch.save(sam.state_dict(), tmp_path / "sam.pth")
-    torch.save({"model_state": sam.state_dict(), "decoder_state": {"a": torch.ones(1)}}, tmp_path / "usam.pt")
-    for name in ("sam.pth", "usam.pt"):
-        other = load_sam_weights(build_sam(DEBUG), tmp_path / name)
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(other.state_dict().values(), sam.state_dict().values(), strict=True)
-        )
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path, sam):
-    state = sam.state_dict()
-    del state["mask_decoder.iou_token.weight"]
-    torch.save(state, tmp_path / "short.pth")
-    with pytest.raises(InputError, match="short.pth is missing mask_decoder.iou_token.weight"):
-        load_sam_weights(build_sam(DEBUG), tmp_path / "short.pth")
-    torch.save(sam.state_dict() | {"extra": torch.ones(1)}, tmp_path / "more.pth")
-    with pytest.raises(InputError, match="unexpected extra"):
-        load_sam_weights(build_sam(DEBUG), tmp_path / "more.pth")
-    torch.save(sam.state_dict(), tmp_path / "small.pth")
-    with pytest.raises(InputError, match="shapes that do not fit: image_encoder.pos_embed"):
-        load_sam_weights(build_sam(replace(DEBUG, image_size=128)), tmp_path / "small.pth")
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
-def test_damaged_checkpoints_get_a_sentence(tmp_path, content):
-    (tmp_path / "bad.pth").write_bytes(content)
-    with pytest.raises(InputError, match="bad.pth is not a readable PyTorch checkpoint"):
-        load_sam_weights(build_sam(DEBUG), tmp_path / "bad.pth")
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
-    torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="not a readable"):
-        load_sam_weights(build_sam(DEBUG), tmp_path / "evil.pth")
-    assert "executed" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="no checkpoint"):
-        load_sam_weights(build_sam(DEBUG), tmp_path / "absent.pth")

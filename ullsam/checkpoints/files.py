@@ -1,0 +1,211 @@
+"""Weight files: read without running code in them and without a second copy in memory, checked by name, written whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ullsam.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_torch(path: str | Path) -> dict:
+    """The dictionary in a PyTorch file, mapped from the disk where its format allows that.
+
+    Nothing in the file is executed (`weights_only`); of Python's own objects only an argparse namespace is let through,
+    which training scripts like to store.
+
+    Raises:
+        InputError: there is no such file, or it is cut off, no PyTorch file, or holds objects that could run code.
+    """
+    path = _existing(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(_refused(path, str(error))) from error
+    except Exception as error:  # torch raises many kinds here: zip, end of file, runtime
+        raise InputError(f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights.")
+    return content
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the path or download it first.")
+    with path.open("rb") as file:
+        start = file.read(24)
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is only a pointer to the real file; run `git lfs pull` in its folder.")
+    if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        raise InputError(f"{path} ends too early, the download was cut off; get it again.")
+    return path
+
+
+def _refused(path: Path, reason: str) -> str:
+    found = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", reason)
+    if not found:
+        return f"{path} is not a readable PyTorch checkpoint (UnpicklingError); get it again."
+    name = found.group(1)
+    remedy = "save the weights alone (torch.save(model.state_dict(), ...)) and load that file"
+    if name.startswith(("torch_em", "micro_sam")):
+        remedy = "export it with micro_sam.util.export_custom_sam_model and load that file"
+    return f"{path} holds Python objects ({name}) that could run code, so it is not opened; {remedy}."
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or of a folder with one file or with shards and their index.
+
+    Raises:
+        InputError: a file or shard is missing, cut off or damaged, or a shard lacks what the index says.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _read_shard(path)
+    if (path / INDEX).is_file():
+        return _read_shards(path)
+    if (path / SINGLE).is_file():
+        return _read_shard(path / SINGLE)
+    raise InputError(f"{SINGLE} is missing in {path}, and so is {INDEX}; download one of them there or save it again.")
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(_existing(path))
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or cut off ({error}); get it again.") from error
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+        raise InputError(f"{folder / INDEX} does not say which file holds which weight; get it again.")
+    shards = sorted(set(places.values()))
+    absent = [name for name in shards if not (folder / name).is_file()]
+    if absent:
+        raise InputError(f"{folder} lacks {_few(absent)} of {len(shards)} shards; download what is missing.")
+    state = {}
+    for name in shards:
+        state |= _read_shard(folder / name)
+    check_names(places, state, folder)
+    return state
+
+
+def read_json(path: Path) -> dict:
+    """The dictionary in a JSON file; a missing or damaged file is one sentence."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; download it beside the weights.") from error
+    except ValueError as error:  # not JSON, not text
+        raise InputError(f"{path} is not JSON ({error}); get it again.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}, not a dictionary; get it again.")
+    return values
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], source, ignore: tuple[str, ...] = ()) -> None:
+    """Raises InputError with the first names that `source` lacks or has too many; `ignore`: prefixes that may be absent."""
+    expected, found = set(expected), set(found)
+    missing = sorted(k for k in expected - found if not k.startswith(ignore))
+    for what, names in (("is missing", missing), ("has unexpected", sorted(found - expected))):
+        if names:
+            raise InputError(f"{source} {what} {_few(names)}; it was made for another model or variant.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def cast(pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, device) -> dict[str, Tensor]:
+    """The tensors on `device`, floats as `dtype` (None: as stored); taken one by one, so that no second copy piles up."""
+    return {k: x.to(device=device, dtype=dtype if x.is_floating_point() else None) for k, x in pairs}
+
+
+def check(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
+    """Raises InputError with the first names or shapes of `state` that do not fit `module`."""
+    own = module.state_dict()
+    check_names(own, state, source, ignore)
+    wrong = [f"{k} {tuple(x.shape)} instead of {tuple(own[k].shape)}" for k, x in state.items() if x.shape != own[k].shape]
+    if wrong:
+        raise InputError(f"{source} has shapes that do not fit: {_few(wrong)}; it was made for another model or variant.")
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
+    """Makes the tensors of `state` the weights of `module`, which may be on the meta device; copies nothing.
+
+    Args:
+        source: what an error message calls the origin of the weights.
+        ignore: prefixes of names that `state` may lack.
+
+    Raises:
+        InputError: names that are missing or left over, or shapes that do not fit.
+    """
+    check(module, state, source, ignore)
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def write_safetensors(folder: str | Path, state: dict[str, Tensor], shard_bytes: int = 5 * 10**9) -> None:
+    """Writes weights as one file, or as shards with an index if they are larger than `shard_bytes`.
+
+    Each file is whole or absent, and the index comes last: a reader never sees one without its shards.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _split(state, shard_bytes)
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if shards[1:] else [SINGLE]
+    (folder / INDEX).unlink(missing_ok=True)
+    for name, keys in zip(names, shards, strict=True):
+        with whole(folder / name) as part:
+            save_file({k: state[k].detach().cpu().contiguous() for k in keys}, part, metadata={"format": "pt"})
+    if len(shards) > 1:
+        places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        with whole(folder / INDEX) as part:
+            part.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
+        (folder / SINGLE).unlink(missing_ok=True)
+
+
+def _split(state: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """Names in their order, in groups of at most `shard_bytes` (a larger tensor stands alone)."""
+    shards, size = [[]], 0
+    for name, x in state.items():
+        if shards[-1] and size + x.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += x.nbytes
+    return shards
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A place to write a file to; it takes its name when all is written, and vanishes when something fails.
+
+    Raises:
+        InputError: the file cannot be written, for example because the disk is full.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path} could not be written ({error}); is the disk full or write-protected?") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The paper's model put together from real checkpoints, and models that are saved with their language model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ullsam.checkpoints.files import assign, cast, read_json, read_safetensors
+from ullsam.checkpoints.hub import CONFIGS, WEIGHTS, local_folder
+from ullsam.checkpoints.internlm2 import empty_lm, llama_config, load_internlm2, load_tokenizer
+from ullsam.checkpoints.official import from_official, is_complete, load_official, official_sam_config
+from ullsam.checkpoints.sam import read_sam, sam_config
+from ullsam.config import INTERNVL, LlmConfig, ModelConfig
+from ullsam.errors import InputError
+from ullsam.llm import BUILT_IN, LanguageModel, load_llm
+from ullsam.model import ULLSAM
+from ullsam.sam import build_sam
+
+FOLDER = "llm"  # where a saved model keeps its language model's settings and tokenizer
+
+
+def load_paper(
+    sam: str | Path | None = None, llm: str | Path | None = None, ullsam: str | Path | None = None,
+    dtype: torch.dtype = torch.float32, device="cpu", seed: int = 0,
+) -> ULLSAM:
+    """The paper's model from real checkpoints; what none of them holds starts with random weights.
+
+    Args:
+        sam: SAM or uSAM, see `load_sam`; not with a complete official checkpoint.
+        llm: the language model: folder or hub name of InternVL2.5-2B or internlm2_5-1_8b-chat, of any causal language
+            model of transformers, or "smollm2". With `ullsam` its settings and tokenizer are enough. InternVL's own
+            projection takes features of another width than SAM's, so only its second layer is used to start from.
+        ullsam: an official uLLSAM checkpoint; one of stages 1 or 2 has no prompt encoder and mask decoder, and takes
+            them from `sam`.
+        dtype: of the language model, 95 % of the weights; all else is float32.
+        device: where the weights go.
+        seed: of the random weights.
+
+    Returns:
+        The model; its settings name the preprocessing that the weights need: official checkpoints were trained on
+        0..1 and centred padding, SAM's and uSAM's on SAM's mean and deviation and padding at the bottom right.
+
+    Raises:
+        InputError: which file is needed, missing, damaged or of another kind.
+    """
+    if llm is None:
+        raise InputError("The paper's model needs llm=, the folder of InternVL2.5-2B or the name OpenGVLab/InternVL2_5-2B; "
+                         "with ullsam= its config.json and tokenizer.model are enough.")  # fmt: skip
+    theirs, settings = load_official(ullsam) if ullsam else ({}, {})
+    plain = _sam_part(sam, theirs, ullsam)
+    if plain:
+        config = sam_config(plain, sam, **settings)
+    else:
+        config = official_sam_config(theirs, ullsam, **settings)
+    language, base = _open_language(llm, not theirs, dtype, device)
+    model = frame(ModelConfig(name="paper", sam=config, llm=language.config), language, seed)
+    state = {"sam." + k: v for k, v in plain.items()}
+    state |= dict(from_official(model, theirs, ullsam)) if theirs else _projection_base(model, base)
+    fill(model, state, sam or ullsam, dtype, device, _may_be_absent(theirs))
+    return model
+
+
+def _may_be_absent(theirs: dict[str, Tensor]) -> tuple[str, ...]:
+    """What the files need not hold: it is there already, random or read with the language model."""
+    if not theirs:
+        return "llm.", "projection.", "vlsa."
+    return () if is_complete(theirs) else ("vlsa.scale", "vlsa.shift")
+
+
+def _sam_part(sam, theirs: dict[str, Tensor], ullsam) -> dict[str, Tensor]:
+    """SAM's weights where they come from a file of their own."""
+    complete = bool(theirs) and is_complete(theirs)
+    if complete and sam is not None:
+        raise InputError(f"{ullsam} holds its own SAM; leave sam={sam} out.")
+    if sam is None and not complete:
+        what = f"{ullsam} has no prompt encoder and mask decoder (stage 1 or 2)" if theirs else "The paper's model needs SAM"
+        raise InputError(f"{what}; give a SAM or uSAM file as sam=.")
+    return {} if complete else read_sam(sam)
+
+
+def _open_language(llm, with_weights: bool, dtype, device) -> tuple[LanguageModel, dict[str, Tensor]]:
+    """The language model, its weights on the meta device if they come from elsewhere, and InternVL's projection."""
+    if str(llm) in BUILT_IN:
+        return _move(load_llm(LlmConfig(name=str(llm))), dtype, device), {}
+    folder = local_folder(llm, WEIGHTS if with_weights else CONFIGS)
+    values = read_json(folder / "config.json")
+    if not _is_internlm2(values):
+        config = LlmConfig(name=str(llm))
+        return (_move(load_llm(config), dtype, device) if with_weights else open_language(folder, config)), {}
+    if with_weights:
+        lm, base = load_internlm2(folder, dtype, device)
+    else:
+        lm, base = empty_lm(llama_config(values, folder / "config.json")), {}
+    return _language(lm, load_tokenizer(folder), replace(INTERNVL, name=str(llm))), base
+
+
+def _is_internlm2(values: dict) -> bool:
+    return values.get("model_type") in ("internlm2", "internvl_chat")
+
+
+def _language(lm: nn.Module, tokenizer, config: LlmConfig) -> LanguageModel:
+    return LanguageModel(lm.eval().requires_grad_(False), tokenizer, config)
+
+
+def _move(language: LanguageModel, dtype, device) -> LanguageModel:
+    """Casts the weights alone: the constants of the rotary positions stay exact."""
+    for parameter in language.parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    return language.to(device)
+
+
+def frame(config: ModelConfig, language: LanguageModel | None, seed: int) -> ULLSAM:
+    """The model with a SAM that has no memory yet; projection and VLSA are random by `seed`."""
+    with torch.device("meta"):
+        sam = build_sam(config.sam)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ULLSAM(config, sam, language)
+
+
+def _projection_base(model: ULLSAM, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of InternVL's projection what fits the shapes of ours."""
+    own = model.projection.mlp.state_dict()
+    fits = {k: v for k, v in base.items() if k in own and v.shape == own[k].shape}
+    return {"projection.mlp." + k: v for k, v in fits.items()}
+
+
+def fill(model: ULLSAM, state: dict[str, Tensor], source, dtype, device, ignore: tuple[str, ...]) -> None:
+    """Hands the weights over, the language model's as `dtype`, all others as float32."""
+    parts = [{k: v for k, v in state.items() if k.startswith("llm.") == inside} for inside in (True, False)]
+    ready = cast(parts[0].items(), dtype, device) | cast(parts[1].items(), torch.float32, device)
+    assign(model, ready, source, ignore)
+    if model.llm is not None and model.llm.lm.config.tie_word_embeddings:
+        model.llm.lm.tie_weights()
+    model.to(device).eval()
+
+
+def save_language(language: LanguageModel, folder: str | Path) -> None:
+    """Writes the settings and the tokenizer of a language model whose weights are saved elsewhere, each file whole."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            language.lm.config.save_pretrained(work)
+            language.tokenizer.save_pretrained(work)
+            for file in Path(work).iterdir():
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise InputError(f"{folder} could not be written ({error}); is the disk full or write-protected?") from error
+
+
+def open_language(folder: str | Path, config: LlmConfig) -> LanguageModel:
+    """A language model on the meta device with its tokenizer, from what `save_language` wrote."""
+    from transformers import AutoConfig
+
+    try:
+        sizes = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} does not describe a language model ({error}); copy the whole folder again.") from error
+    return _language(empty_lm(sizes), load_tokenizer(folder), config)
+
+
+def load_saved(folder: str | Path, config: ModelConfig, dtype: torch.dtype = torch.float32, device="cpu") -> ULLSAM:
+    """A model that was saved with all its weights and with its language model's settings and tokenizer in `llm/`."""
+    folder = Path(folder)
+    model = frame(config, open_language(folder / FOLDER, config.llm), seed=0)
+    ignore = ("llm.lm.lm_head.",) if model.llm.lm.config.tie_word_embeddings else ()
+    fill(model, read_safetensors(folder), folder, dtype, device, ignore)
+    return model
