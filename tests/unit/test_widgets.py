@@ -140,7 +140,7 @@ def test_layers_keep_their_pixels(height, width, seed, longest):
 def test_only_what_changed_is_sent(demo, sent):
     browser(demo, "encode")
     sent.clear()
-    browser(demo, "click", x=30, y=20, positive=True)
+    browser(demo, "click", x=30, y=20, positive=True, grab=0)
     assert sent == [{"mask_bits", "shown", "status"}, {"answered": "7"}]
     sent.clear()
     browser(demo, "save_instance")
@@ -197,7 +197,7 @@ def test_errors_are_one_sentence_in_the_status_and_change_nothing(demo, sent):
     with pytest.raises(InputError, match="outside the image"):
         demo.click(56, 20)
     assert "outside the image" in demo.status and demo.failed and len(demo.points) == 1 and demo.mask is mask
-    browser(demo, "click", x=-1, y=0, positive=True)
+    browser(demo, "click", x=-1, y=0, positive=True, grab=0)
     for kind, values in [("paint", {}), ("_show", {}), ("session", {}), ("import_labels", {"source": "/etc/passwd"}),
                          ("export", {"folder": "/tmp", "kinds": ["tiff"]}), ("click", {"x": 1}), (None, {})]:  # fmt: skip
         sent.clear()
