@@ -37,7 +37,7 @@ test: setup  ## unit tests, then every notebook, in one pytest run
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 test-js:  ## style and unit tests of the widgets' JavaScript; needs Node.js 20 or newer
-	cd tests/js && npm ci && npm run lint && npm test
+	cd tests/js && npm install --no-package-lock --no-fund --no-audit && npm run lint && npm test
 
 lab: setup  ## JupyterLab in the notebooks folder
 	$(PY) -m jupyter lab --notebook-dir=notebooks
