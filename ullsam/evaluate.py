@@ -62,7 +62,7 @@ def evaluate(
     """
     start = time.perf_counter()
     _check_points(points)
-    chosen, per_image = _select(corpus, split, seed, limit), []
+    chosen, per_image = select_records(corpus, split, seed, limit), []
     for index, record in _bar(chosen, corpus, progress):
         rng = np.random.default_rng([seed, index])
         scores = score_image(predictor, corpus.read(record), rng, points, use_vlk)
@@ -186,7 +186,7 @@ def evaluate_words(
     start = time.perf_counter()
     model.llm_or_raise()
     rows = []
-    for index, record in _bar(_select(corpus, split, seed, limit), corpus, progress):
+    for index, record in _bar(select_records(corpus, split, seed, limit), corpus, progress):
         sample = corpus.read(record)
         image = sample.image if shown is None else _other(shown, np.random.default_rng([seed, index]))
         text = model.describe(image, max_new_tokens=max_new_tokens)
@@ -287,7 +287,7 @@ def _check_points(points: tuple[int, int] | str) -> None:
         raise InputError(f"points is {points!r}; give (positive, negative) with at least 1 and 0, or 'box'.")
 
 
-def _select(corpus: Corpus, split: str | None, seed: int, limit: int | None) -> list[tuple[int, Record]]:
+def select_records(corpus: Corpus, split: str | None, seed: int, limit: int | None) -> list[tuple[int, Record]]:
     """Records of the split with their places in the corpus; `limit` of them, evenly spaced."""
     if seed < 0 or (limit is not None and limit < 1):
         raise InputError(f"seed is {seed} and limit {limit}; give a seed of 0 or more and a limit of 1 or more.")

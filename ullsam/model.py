@@ -173,7 +173,7 @@ class ULLSAM(nn.Module):
             InputError: the folder or a file is not there, damaged, or of another model.
         """
         from ullsam.checkpoints import load_saved
-        from ullsam.checkpoints.files import read_safetensors
+        from ullsam.checkpoints.files import copy_into, read_safetensors
 
         folder = Path(folder)
         config = _read_config(folder)
@@ -182,7 +182,7 @@ class ULLSAM(nn.Module):
         model = cls.from_config(config)
         state = read_safetensors(folder)
         borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
-        sam_parts.load_strict(model, state, folder, ignore=borrowed)
+        copy_into(model, state, folder, ignore=borrowed)
         if model.llm is not None:
             model.llm.merge_lora()
         return model
@@ -194,11 +194,11 @@ def load_parts(model: ULLSAM, folder: str | Path) -> None:
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
     """
-    from ullsam.checkpoints.files import read_safetensors
+    from ullsam.checkpoints.files import copy_into, read_safetensors
 
     state = read_safetensors(folder)
     absent = tuple(k for k in model.state_dict() if k not in state and not k.startswith("sam."))
-    sam_parts.load_strict(model, state, folder, ignore=absent)
+    copy_into(model, state, folder, ignore=absent)
 
 
 def _shifted(prompts: Prompts, dx: int, dy: int) -> Prompts:

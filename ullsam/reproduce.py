@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ullsam.data.corpus import Corpus, Sample, find_corpora
 from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
-from ullsam.evaluate import score_image, write_json
+from ullsam.evaluate import score_image, select_records, write_json
 from ullsam.llm import load_llm
 from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
@@ -27,7 +28,7 @@ from ullsam.train import fit
 
 SEGMENT = TrainConfig(stage=3, batch_size=4, lr=3e-4, view=256, instances=8, precision="bf16", warmup=20, log_every=5)
 CAPTION = replace(SEGMENT, stage=1, prompts=())
-PICK = {"LM": "light microscopy", "EM": "electron microscopy"}
+DOMAINS = ("LM", "EM")  # light and electron microscopy, what is trained on
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ PROMPTS = {(1, 0): (0.560, 0.461), (1, 3): OURS, (3, 0): (0.782, 0.683), (3, 3):
 def _specialists() -> tuple[Row, ...]:
     return tuple(
         Row(f"{name}{home} specialist on {away}", f"{prefix}{home} specialist", images=away)
-        for name, prefix in (("uLLSAM ", ""), ("uSAM ", "uSAM ")) for home in PICK for away in PICK
+        for name, prefix in (("uLLSAM ", ""), ("uSAM ", "uSAM ")) for home, away in product(DOMAINS, repeat=2)
     )  # fmt: skip
 
 
@@ -135,7 +136,8 @@ TABLES = {
         Row(f"{p} positive, {n} negative", "full", points=(p, n), paper=paper) for (p, n), paper in PROMPTS.items()
     ), tuple(("1 positive, 3 negative", f"{p} positive, {n} negative") for p, n in PROMPTS if (p, n) != (1, 3))),
     "fig3": Table("Figure 3: specialists in their own and in the other domain", _specialists(), tuple(
-        (f"uLLSAM {home} specialist on {away}", f"uSAM {home} specialist on {away}") for home in PICK for away in PICK)),
+        (f"uLLSAM {home} specialist on {away}", f"uSAM {home} specialist on {away}")
+        for home, away in product(DOMAINS, repeat=2))),
     "fig5": Table("Figure 5: knowledge at inference", (
         Row("uSAM", "usam"), Row("uLLSAM without VLK", "full", vlk=False), Row("uLLSAM", "full"),
     ), (("uLLSAM", "uLLSAM without VLK"), ("uLLSAM without VLK", "uSAM"))),
@@ -230,7 +232,7 @@ class Reproduction:
 
     def _mixture(self, arm: Arm) -> Mixture:
         corpora = [c for c in self.corpora.get("in_domain", []) if arm.domain in (None, c.meta.get("domain"))]
-        wanted = [arm.domain] if arm.domain else [*PICK]  # what is out of domain stays so
+        wanted = (arm.domain,) if arm.domain else DOMAINS  # what is out of domain stays so
         styles = [s for s in STYLES if style_domain(s) in wanted]
         return Mixture([(c, "train") for c in corpora], styles, self.budget.synthetic_share if corpora else 1.0)
 
@@ -266,15 +268,13 @@ def _table(name: str) -> Table:
 def _synthetic_test(style: str, count: int) -> TestSet:
     """Styles of the two microscopy domains count as in-domain, the others as out of domain."""
     domain = style_domain(style)
-    role = "in-domain" if domain in PICK else "out-of-domain"
+    role = "in-domain" if domain in DOMAINS else "out-of-domain"
     return TestSet(style, domain, role, lambda: (generate(style, UNSEEN + i, 256) for i in range(count)))
 
 
 def _real_test(corpus: Corpus, role: str, split: str | None, count: int | None) -> TestSet:
     """At most `count` images, evenly spaced."""
-    records = corpus.select(split)
-    if count and count < len(records):
-        records = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
+    records = [record for _, record in select_records(corpus, split, 0, count)]
     return TestSet(corpus.name, corpus.meta.get("domain", ""), role, lambda: (corpus.read(r) for r in records))
 
 

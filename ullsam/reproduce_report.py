@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ullsam.reproduce import PICK, TABLES, Row, Table
+from ullsam.reproduce import DOMAINS, TABLES, Row, Table
 
 DRAWS = 2000  # bootstrap samples of images
 METRICS = ("dice", "sa")
@@ -45,7 +45,7 @@ def scores(row: Row, measured: dict) -> dict[str, np.ndarray]:
 def _by_set(row: Row, rows: list[dict]) -> dict[str, np.ndarray]:
     found: dict[str, list] = {}
     for r in rows:
-        if row.images not in PICK or r["domain"] == row.images:
+        if row.images not in DOMAINS or r["domain"] == row.images:
             found.setdefault(r["set"], []).append([r[m] for m in METRICS])
     return {name: np.array(values) for name, values in found.items()}
 

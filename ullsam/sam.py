@@ -207,11 +207,3 @@ def decode_masks(
     weights = torch.stack([mlp(token) for mlp, token in heads], dim=1)  # (B*I, M, C/8)
     logits = (weights @ fine.flatten(2)).unflatten(2, fine.shape[2:])  # (B*I, M, 4h, 4w)
     return logits, decoder.iou_prediction_head(states[:, 0])
-
-
-def load_strict(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
-    """Loads `state` into `module`; names the first missing, unexpected or misshapen entries instead of hiding them."""
-    from ullsam.checkpoints.files import check
-
-    check(module, state, source, ignore)
-    module.load_state_dict(state, strict=False)

@@ -31,6 +31,10 @@ def feature_spread(embedding: Tensor) -> Tensor:
     return x.var(1, unbiased=False).sum() / (x**2).mean(1).sum()
 
 
+def _encode(model: ULLSAM, batch: dict) -> ImageFeatures:
+    return model.encode(normalise(batch["image"], model.config.sam.preprocessing), batch["origin"])
+
+
 class CaptionObjective(nn.Module):
     """Stages 1 and 2: cross-entropy of the captions, the image encoder frozen. Source: paper, section 3.3."""
 
@@ -40,8 +44,7 @@ class CaptionObjective(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         with torch.no_grad():
-            pixels = normalise(batch["image"], self.model.config.sam.preprocessing)
-            features = self.model.encode(pixels, batch["origin"])
+            features = _encode(self.model, batch)
         loss = self.model.llm.caption_loss(self.model.image_tokens(features), batch["caption"])
         return {"loss": loss}
 
@@ -58,8 +61,7 @@ class DenseObjective(nn.Module):
         self.head = nn.Conv2d(c.stem[1] if c.stem else c.out_chans, 4, 1)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        pixels = normalise(batch["image"], self.model.config.sam.preprocessing)
-        features = self.model.encode(pixels, batch["origin"])
+        features = _encode(self.model, batch)
         return {"loss": self.loss(features, batch), "spread": feature_spread(features.embedding)}
 
     def loss(self, features: ImageFeatures, batch: dict) -> Tensor:
@@ -77,7 +79,7 @@ class SegmentationObjective(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         model, origin, c = self.model, batch["origin"], self.config
-        features = model.encode(normalise(batch["image"], model.config.sam.preprocessing), origin)
+        features = _encode(model, batch)
         knowledge, extra = self._knowledge(features, batch)
         logits, iou = model.segment(features, batch["prompts"], knowledge, origin)
         parts = mask_losses(
@@ -178,13 +180,8 @@ class Batches(Dataset):
             ids, points, kinds = np.ones(1, int), np.zeros((1, count, 2), np.float32), np.zeros((1, count))
         order = np.resize(np.arange(len(ids)), self.config.instances)  # 0, 1, .., n-1, 0, 1, ..
         boxes = np.stack([sample_box(labels, i, rng, jitter=0.05) for i in ids])
-        return (
-            points[order],
-            kinds[order].astype(np.float32),
-            boxes[order],
-            labels == ids[order, None, None],
-            valid,
-        )
+        truth = labels == ids[order, None, None]
+        return points[order], kinds[order].astype(np.float32), boxes[order], truth, valid
 
 
 def first_sentences(text: str, count: int) -> str:

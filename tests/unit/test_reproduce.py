@@ -51,7 +51,7 @@ def test_arms_differ_in_what_their_name_says(job):
     assert full.llm is start.llm and fresh.llm is not start.llm
     assert job._mixture(r.ARMS["EM specialist"]).synthetic == ["em_mitochondria"]
     assert HISTOLOGY not in job._mixture(r.ARMS["full"]).synthetic
-    assert {t.role for t in job.tests() if t.domain in r.PICK} == {"in-domain"}
+    assert {t.role for t in job.tests() if t.domain in r.DOMAINS} == {"in-domain"}
 
 
 def test_bad_names_get_a_sentence(job):

@@ -160,6 +160,12 @@ def assign(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[st
     module.load_state_dict(state, strict=False, assign=True)
 
 
+def copy_into(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str, ...] = ()) -> None:
+    """Copies the tensors of `state` into the weights that `module` has already; arguments and errors as in `assign`."""
+    check(module, state, source, ignore)
+    module.load_state_dict(state, strict=False)
+
+
 def write_safetensors(folder: str | Path, state: dict[str, Tensor], shard_bytes: int = 5 * 10**9) -> None:
     """Writes weights as one file, or as shards with an index if they are larger than `shard_bytes`.
 

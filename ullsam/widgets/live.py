@@ -27,6 +27,7 @@ from ullsam.charts import DPI, Picture
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.predictor import Predictor
+from ullsam.widgets.annotations import png
 
 WRAP = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")  # side by side, or below on a narrow screen
 
@@ -179,7 +180,7 @@ def png_bytes(picture: np.ndarray | Figure, dpi: float | None = None) -> bytes:
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=dpi or picture.dpi)
         return buffer.getvalue()
-    return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+    return png(picture)
 
 
 def scaled(image: np.ndarray, side: int) -> np.ndarray:
