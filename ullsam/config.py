@@ -28,6 +28,7 @@ class SamConfig:
         1.0  # spread of the frequencies of SAM's position code; more tells near places apart
     )
     stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
+    summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is added to every place
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
 
@@ -106,7 +107,7 @@ TINY = ModelConfig(
     sam=SamConfig(
         image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
         use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
-        position_scale=3.0,
+        summary=True, position_scale=3.0,
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
 )  # fmt: skip
@@ -148,6 +149,8 @@ class TrainConfig:
     iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
     dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
     caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned (paper: none)
+    word_weight: float = 0.0  # stages 0 and 3: weight of naming the caption's words from the features' mean (paper: none)
+    far_share: float = 0.0  # share of outside points that lie anywhere outside instead of in SBR's ring (paper: none)
     sentences: int = 0  # captions are cut to so many sentences; 0 keeps them whole
     balance: bool = False  # weigh BCE so that inside and outside of each object count the same
     save_every: int = 200  # optimiser steps between checkpoints

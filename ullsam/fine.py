@@ -71,6 +71,30 @@ class ConvStem(nn.Module):
         return self.sixteenth(eighth).permute(0, 2, 3, 1), (quarter, eighth)  # (B, h, w, D)
 
 
+class Summary(nn.Module):
+    """What kind of image it is, said at every place: mean and spread of the stem's maps, through a small MLP.
+
+    `instance_norm` leaves no trace of the whole image in the features; this brings it back where a language model needs
+    it. Texture statistics tell kinds of microscopy apart. Adds nothing before training.
+    Source: the global vector of squeeze and excitation (Hu et al. 2018), added instead of multiplied.
+    """
+
+    def __init__(self, widths: tuple[int, int], channels: int):
+        super().__init__()
+        inputs = 2 * sum(widths)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(inputs), nn.Linear(inputs, channels), nn.GELU(), nn.Linear(channels, channels)
+        )
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def forward(self, skips: tuple[Tensor, Tensor]) -> Tensor:
+        """Maps (B, b, 4h, 4w) and (B, c, 2h, 2w) -> (B, C, 1, 1)."""
+        flat = [x.flatten(2).float() for x in skips]
+        statistics = [y for x in flat for y in (x.mean(2), x.std(2))]  # each (B, b) or (B, c)
+        return self.mlp(torch.cat(statistics, dim=1))[..., None, None]
+
+
 class FinePath(nn.Module):
     """Refines the stem's finer maps with what the transformer found, once per image.
 

@@ -1,10 +1,15 @@
-"""Losses of interactive segmentation: BCE, Dice and the error of the estimated mask quality."""
+"""Losses of masks (BCE, Dice, the error of the estimated quality), of every pixel, and of the words of a caption."""
 
 from __future__ import annotations
+
+import re
+import zlib
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+WORD_PLACES = 512  # places that words are hashed into
 
 
 def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
@@ -98,3 +103,19 @@ def dense_loss(output: Tensor, labels: Tensor) -> Tensor:
     bce = F.binary_cross_entropy_with_logits(output[:, :2], maps)
     error = F.smooth_l1_loss(output[:, 2:], offsets, reduction="none", beta=0.1) * maps[:, :1]
     return bce + error.sum() / maps[:, :1].sum().clamp(min=1)
+
+
+def word_targets(captions: list[str]) -> Tensor:
+    """Which words the captions hold, as shares (B, 512): each different word in the place that its checksum names."""
+    targets = torch.zeros(len(captions), WORD_PLACES)
+    for row, caption in zip(targets, captions, strict=True):
+        row[[zlib.crc32(word.encode()) % WORD_PLACES for word in re.findall(r"\w+", caption.lower())]] = 1
+    return targets / targets.sum(1, keepdim=True).clamp(min=1)
+
+
+def word_loss(logits: Tensor, captions: list[str]) -> Tensor:
+    """Cross-entropy between predicted and actual words, their order ignored: logits (B, 512) of B images.
+
+    Source: "Learning visual features from large weakly supervised data" (Joulin et al. 2016).
+    """
+    return F.cross_entropy(logits.float(), word_targets(captions).to(logits.device))

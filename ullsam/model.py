@@ -189,7 +189,8 @@ class ULLSAM(nn.Module):
 
 
 def load_parts(model: ULLSAM, folder: str | Path) -> None:
-    """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always.
+    """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always (but the
+    encoder's summary, which adds nothing at first, may be new).
 
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
@@ -197,7 +198,7 @@ def load_parts(model: ULLSAM, folder: str | Path) -> None:
     from ullsam.checkpoints.files import copy_into, read_safetensors
 
     state = read_safetensors(folder)
-    absent = tuple(k for k in model.state_dict() if k not in state and not k.startswith("sam."))
+    absent = tuple(k for k in model.state_dict() if k not in state and (not k.startswith("sam.") or ".summary." in k))
     copy_into(model, state, folder, ignore=absent)
 
 

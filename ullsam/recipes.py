@@ -18,14 +18,18 @@ from ullsam.model import ULLSAM, load_parts
 from ullsam.train import fit
 
 USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
+PLAIN = replace(USAM_TINY, sam=replace(TINY.sam, summary=False))
 # prompts beyond the paper's 1 + 3, so that the first click of a person works too
 PROMPTS = ((1, 3), (1, 3), (1, 3), (1, 0), (2, 1), (3, 3))
+MORE_PROMPTS = (*PROMPTS, (1, 0), (1, 1), (2, 0), (5, 5))
 SEGMENT = TrainConfig(
     stage=3, batch_size=4, lr=5e-4, view=256, instances=8, prompts=PROMPTS, box_share=0.1, iou_weight=0.1,
     dense_weight=0.5, precision="bf16", warmup=100, workers=1,
 )  # fmt: skip
 DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0.0)
-CAPTION = replace(SEGMENT, stage=1, warmup=30, prompts=(), box_share=0.0)
+KINDS = replace(SEGMENT, prompts=MORE_PROMPTS, far_share=0.2, word_weight=0.2, sentences=1)
+WIDE = replace(KINDS, lr=3e-4, batch_size=2, view=384, instances=12, seed=1, sentences=0)
+CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30, prompts=(), box_share=0.0)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Recipe:
 
 
 RECIPES = {
-    "encoder": Recipe(USAM_TINY, replace(DENSE, steps=1200)),
-    "base": Recipe(USAM_TINY, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
-    "align": Recipe(TINY, replace(CAPTION, steps=250, lr=1e-3, sentences=1), start="base"),
-    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=350, lr=5e-4), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, steps=300, lr=3e-4, seed=1, caption_weight=0.2), start="sft"),
-    "usam-tiny": Recipe(USAM_TINY, replace(SEGMENT, steps=300, lr=3e-4, seed=1), start="base"),
+    "encoder": Recipe(PLAIN, replace(DENSE, steps=1200)),
+    "base": Recipe(PLAIN, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
+    "settle": Recipe(PLAIN, replace(SEGMENT, steps=300, lr=3e-4, seed=1), start="base"),
+    "kinds": Recipe(USAM_TINY, replace(KINDS, steps=700, seed=2), start="settle"),
+    "align": Recipe(TINY, replace(CAPTION, steps=300, sentences=1), start="kinds"),
+    "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400), start="align"),
+    "ullsam-tiny": Recipe(TINY, replace(WIDE, steps=300, caption_weight=0.2), start="sft"),
+    "usam-tiny": Recipe(USAM_TINY, replace(WIDE, steps=300), start="kinds"),
 }
 
 

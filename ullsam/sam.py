@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
-from ullsam.fine import ConvStem, FineMaskDecoder, FinePath, instance_norm, per_instance
+from ullsam.fine import ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -89,6 +89,7 @@ def _image_encoder(c: SamConfig) -> ImageEncoderViT:
     if c.stem:
         encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
         encoder.neck.append(instance_norm(c.out_chans, 0.3))
+        encoder.summary = Summary(c.stem[1:], c.out_chans) if c.summary else None
         encoder.fine_path = FinePath(c.stem[1:], c.out_chans)
     _start_small(encoder, c.depth)
     return encoder
@@ -167,7 +168,11 @@ def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, in
     for block in encoder.blocks:
         x = block(x)
     embedding = encoder.neck(x.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, C, h, w)
-    return ImageFeatures(embedding, encoder.fine_path(embedding, skips) if skips else ())
+    if not skips:
+        return ImageFeatures(embedding)
+    if encoder.summary is not None:
+        embedding = embedding + encoder.summary(skips)  # (B, C, h, w) + (B, C, 1, 1)
+    return ImageFeatures(embedding, encoder.fine_path(embedding, skips))
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -18,86 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from ullsam.config import TrainConfig
 from ullsam.data.views import Mixture, TrainViews
 from ullsam.errors import InputError
-from ullsam.losses import dense_loss, mask_losses
 from ullsam.model import ULLSAM
-from ullsam.sam import ImageFeatures, Prompts, normalise
+from ullsam.objectives import CaptionObjective, EncoderObjective, SegmentationObjective
+from ullsam.sam import Prompts
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
-
-
-@torch.no_grad()
-def feature_spread(embedding: Tensor) -> Tensor:
-    """Share of the features' power that differs between places and images, 0..1; near 0 they say nothing of the image."""
-    x = embedding.float().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B*h*w)
-    return x.var(1, unbiased=False).sum() / (x**2).mean(1).sum()
-
-
-def _encode(model: ULLSAM, batch: dict) -> ImageFeatures:
-    return model.encode(normalise(batch["image"], model.config.sam.preprocessing), batch["origin"])
-
-
-class CaptionObjective(nn.Module):
-    """Stages 1 and 2: cross-entropy of the captions, the image encoder frozen. Source: paper, section 3.3."""
-
-    def __init__(self, model: ULLSAM, config: TrainConfig):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        with torch.no_grad():
-            features = _encode(self.model, batch)
-        loss = self.model.llm.caption_loss(self.model.image_tokens(features), batch["caption"])
-        return {"loss": loss}
-
-
-class DenseObjective(nn.Module):
-    """Stage 0: the image encoder alone learns where objects are, from every pixel; for a SAM that starts from nothing.
-
-    Its head, one linear map on the finest features, is not kept.
-    """
-
-    def __init__(self, model: ULLSAM, config: TrainConfig):
-        super().__init__()
-        self.model, c = model, model.config.sam
-        self.head = nn.Conv2d(c.stem[1] if c.stem else c.out_chans, 4, 1)
-
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        features = _encode(self.model, batch)
-        return {"loss": self.loss(features, batch), "spread": feature_spread(features.embedding)}
-
-    def loss(self, features: ImageFeatures, batch: dict) -> Tensor:
-        finest = features.skips[0] if features.skips else features.embedding
-        return dense_loss(self.head(finest), batch["labels"])
-
-
-class SegmentationObjective(nn.Module):
-    """Stage 3: BCE + Dice of prompted masks, one pass of the image encoder. Source: paper, section 3.3."""
-
-    def __init__(self, model: ULLSAM, config: TrainConfig):
-        super().__init__()
-        self.model, self.config = model, config
-        self.dense = DenseObjective(model, config) if config.dense_weight else None
-
-    def forward(self, batch: dict) -> dict[str, Tensor]:
-        model, origin, c = self.model, batch["origin"], self.config
-        features = _encode(model, batch)
-        knowledge, extra = self._knowledge(features, batch)
-        logits, iou = model.segment(features, batch["prompts"], knowledge, origin)
-        parts = mask_losses(
-            logits[:, :, 0].flatten(0, 1), iou[:, :, 0].flatten(), batch["truth"].flatten(0, 1).float(),
-            batch["valid"].flatten(), c.balance,
-        )  # fmt: skip
-        loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"]
-        if self.dense is not None:
-            extra["dense"] = self.dense.loss(features, batch)
-        loss = loss + c.caption_weight * extra.get("caption", 0) + c.dense_weight * extra.get("dense", 0)
-        return {"loss": loss, **parts, **extra, "spread": feature_spread(features.embedding)}
-
-    def _knowledge(self, features, batch: dict):
-        """Knowledge of the batch and, where it has a weight, the caption loss that keeps the projection aligned."""
-        if self.config.caption_weight and self.model.vlsa is not None:
-            knowledge, loss = self.model.knowledge_and_caption_loss(features, batch["caption"])
-            return knowledge, {"caption": loss}
-        return self.model.knowledge(features), {}
 
 
 @dataclass(frozen=True)
@@ -112,7 +36,7 @@ class Stage:
 
 SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
 STAGES = {
-    0: Stage("encoder from scratch", ("sam.image_encoder",), DenseObjective, "labels"),  # the paper starts from uSAM
+    0: Stage("encoder from scratch", ("sam.image_encoder",), EncoderObjective, "labels"),  # the paper starts from uSAM
     1: Stage("vision-text alignment", ("projection",), CaptionObjective, "captions"),
     2: Stage("supervised fine-tuning", ("projection", "llm"), CaptionObjective, "captions"),
     3: Stage("interactive SAM training", (*SAM_PARTS, "projection", "vlsa"), SegmentationObjective, "prompts"),
@@ -142,7 +66,7 @@ class Batches(Dataset):
         self.config, self.count, self.stage = config, count, stage
         self.sbr = SbrConfig(reference_side=SbrConfig().reference_side * view // image_size)  # distances on the canvas
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
-        self.captions = stage.targets == "captions" or config.caption_weight > 0
+        self.captions = stage.targets == "captions" or config.caption_weight > 0 or config.word_weight > 0
         kind = {"with_captions": self.captions, "canvas": image_size}
         self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, **kind)
 
@@ -178,10 +102,23 @@ class Batches(Dataset):
         if len(ids) == 0:  # one object fills the whole view: nothing to learn, but the batch keeps its shape
             count = n_pos + n_neg
             ids, points, kinds = np.ones(1, int), np.zeros((1, count, 2), np.float32), np.zeros((1, count))
+        else:
+            move_outside(points, kinds, labels, ids, rng, self.config.far_share)
         order = np.resize(np.arange(len(ids)), self.config.instances)  # 0, 1, .., n-1, 0, 1, ..
         boxes = np.stack([sample_box(labels, i, rng, jitter=0.05) for i in ids])
         truth = labels == ids[order, None, None]
         return points[order], kinds[order].astype(np.float32), boxes[order], truth, valid
+
+
+def move_outside(
+    points: np.ndarray, kinds: np.ndarray, labels: np.ndarray, ids: np.ndarray, rng: np.random.Generator, share: float
+) -> None:
+    """Moves a share of the outside points (I, P, 2), kinds (I, P), of each object in place to anywhere outside of it."""
+    chosen = (kinds == 0) & (rng.random(kinds.shape) < share) if share else np.zeros(kinds.shape, bool)
+    for i in np.flatnonzero(chosen.any(1)):
+        outside = np.flatnonzero(labels != ids[i])
+        ys, xs = np.unravel_index(rng.choice(outside, chosen[i].sum()), labels.shape)
+        points[i, chosen[i]] = np.stack([xs, ys], axis=1)
 
 
 def first_sentences(text: str, count: int) -> str:

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ullsam.losses import bce_loss, dense_loss, dense_targets, dice_loss, mask_losses, true_iou
+from ullsam.losses import (
+    WORD_PLACES,
+    bce_loss,
+    dense_loss,
+    dense_targets,
+    dice_loss,
+    mask_losses,
+    true_iou,
+    word_loss,
+    word_targets,
+)
 
 TRUTH = torch.tensor([[[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]])
 
@@ -61,3 +71,17 @@ def test_dense_loss_is_least_for_the_truth():
     perfect = torch.cat([40 * (maps - 0.5), offsets], dim=1)
     assert dense_loss(perfect, labels).item() == pytest.approx(0, abs=1e-6)
     assert dense_loss(torch.zeros(2, 4, 8, 8), labels) > 0.5
+
+
+def test_words_count_once_and_their_order_does_not():
+    targets = word_targets(["Nuclei and nuclei, and cells.", "cells: and NUCLEI", "", "axons"])
+    assert torch.equal(targets[0], targets[1]) and targets[0].max().item() == pytest.approx(1 / 3)
+    assert targets.sum(1).tolist() == pytest.approx([1, 1, 0, 1]) and not torch.equal(targets[0], targets[3])
+
+
+def test_word_loss_by_hand():
+    captions = ["nuclei and cells", "axons"]
+    even = word_loss(torch.zeros(2, WORD_PLACES), captions).item()
+    assert even == pytest.approx(torch.log(torch.tensor(float(WORD_PLACES))).item())
+    right = word_loss(50 * (word_targets(captions) > 0).float(), captions).item()
+    assert right == pytest.approx(torch.log(torch.tensor(3.0)).item() / 2, abs=1e-4)  # three words share the first

@@ -9,6 +9,7 @@ import torch
 
 import ullsam
 from ullsam import InputError, LlmConfig, TrainConfig, preset, recipes
+from ullsam.model import ULLSAM, load_parts
 from ullsam.recipes import RECIPES, Recipe, run_recipe, ship
 
 
@@ -51,11 +52,25 @@ def test_the_chain_ends_in_weights_that_load(tmp_path, corpora, small):
 
 
 def test_a_run_starts_from_the_run_before(tmp_path, corpora, small):
-    for name in ("encoder", "base", "align"):
+    for name in ("encoder", "base", "settle", "kinds", "align"):
         run_recipe(name, tmp_path, corpora, progress=False)
-    base, align = (ullsam.load(tmp_path / name) for name in ("base", "align"))
-    parts = [(base.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
+    kinds, align = (ullsam.load(tmp_path / name) for name in ("kinds", "align"))
+    parts = [(kinds.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
     assert all(torch.equal(a, b) for a, b in parts)
+
+
+def test_a_summary_may_be_new_but_nothing_else_of_sam(tmp_path):
+    plain, new = RECIPES["settle"].model, RECIPES["kinds"].model
+    ULLSAM.from_config(plain, 1).save_pretrained(tmp_path)
+    model = ULLSAM.from_config(new)
+    load_parts(model, tmp_path)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        same = torch.equal(model.encode(pixels).embedding, ullsam.load(tmp_path).encode(pixels).embedding)
+    assert same
+    with pytest.raises(InputError, match="summary"):  # a summary that the model has no place for
+        model.save_pretrained(tmp_path)
+        load_parts(ULLSAM.from_config(plain), tmp_path)
 
 
 def test_mistakes_get_a_sentence(tmp_path, corpora, small):

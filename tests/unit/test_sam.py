@@ -1,5 +1,6 @@
 """Our SAM against segment_anything's own code."""
 
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,21 @@ def test_stem_gives_finer_maps_that_reach_the_mask():
     changed = features._replace(skips=tuple(s * torch.rand_like(s) for s in features.skips))
     assert not torch.equal(decode_masks(sam.mask_decoder, changed, pe, *parts, clicks)[0], logits)
     assert not torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, 0 * clicks)[0], logits)
+
+
+@torch.no_grad()
+def test_the_summary_starts_as_nothing_and_is_one_vector_for_the_whole_image():
+    plain, sam = build_sam(STEM), build_sam(replace(STEM, summary=True))
+    new = sam.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert new and all(".summary." in key for key in new)
+    pixels = torch.randn(2, 3, 128, 128)
+    pixels[1] *= 5
+    without, before = (encode_image(s.image_encoder, pixels).embedding for s in (plain, sam))
+    assert torch.equal(without, before)
+    torch.nn.init.normal_(sam.image_encoder.summary.mlp[-1].weight)
+    added = encode_image(sam.image_encoder, pixels).embedding - before  # (2, 32, 8, 8)
+    assert (added - added.mean((2, 3), keepdim=True)).abs().max() < 1e-5
+    assert (added[0] - added[1]).abs().max() > 0.1  # another texture, another summary
 
 
 def test_click_maps_by_hand():

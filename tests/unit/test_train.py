@@ -13,8 +13,9 @@ import torch
 
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
 from ullsam.config import PAPER_TRAINING
+from ullsam.objectives import SegmentationObjective
 from ullsam.sam import normalise
-from ullsam.train import Batches, SegmentationObjective, build_optimizer, first_sentences, learning_rate, select_trained
+from ullsam.train import Batches, build_optimizer, first_sentences, learning_rate, move_outside, select_trained
 
 SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
 
@@ -75,6 +76,19 @@ def test_captions_can_be_kept_in_stage_three(tmp_path):
     torch.testing.assert_close(plain["bce"], losses["bce"])
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_words_can_be_learned_beside_the_masks(stage):
+    config = replace(SMALL, stage=stage, word_weight=0.5, dense_weight=1.0, sentences=1)
+    batch = Batches(mixture(), config, 64, 16, 1)[0]
+    assert all(text.count(".") == 1 for text in batch["caption"])
+    model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
+    losses = STAGES[stage].objective(model, config)(batch)
+    rest = sum(losses.get(name, 0) for name in ("bce", "dice", "dense"))
+    torch.testing.assert_close(losses["loss"], rest + 0.5 * losses["words"])
+    losses["words"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.sam.image_encoder.parameters())
+
+
 def test_training_learns(tmp_path):
     """A small SAM with a convolutional stem learns one image's objects by heart."""
     config = replace(SMALL, steps=80, lr=3e-3, warmup=5, balance=True)
@@ -110,6 +124,22 @@ def test_prompts_of_a_batch_fit_their_objects():
         for b, o in valid.nonzero().tolist():
             inside = [bool(truth[b, o, y, x]) for x, y in points[b, o].tolist()]
             assert inside[1:] == [False] * 3  # the positive may be a centroid outside a concave object
+
+
+def test_outside_points_can_lie_anywhere_outside():
+    labels = np.zeros((32, 32), np.int32)
+    labels[:16], labels[16:20, :4] = 1, 2
+    points, kinds = np.zeros((2, 60, 2), np.float32), np.zeros((2, 60))
+    kinds[:, 0] = 1
+    move_outside(points, kinds, labels, np.array([1, 2]), np.random.default_rng(0), 0.5)
+    moved = points.any(2)
+    assert not moved[:, 0].any() and 15 < moved[0].sum() < 45
+    for i in (0, 1):
+        x, y = points[i, moved[i]].astype(int).T
+        assert (labels[y, x] != i + 1).all() and np.ptp(x) > 20
+    before = points.copy()
+    move_outside(points, kinds, labels, np.array([1, 2]), np.random.default_rng(0), 0.0)
+    assert np.array_equal(points, before)
 
 
 def test_schedule_counts_optimiser_steps():

@@ -25,7 +25,7 @@ class ViewConfig:
 
     whole: float = 0.15  # share of views that show the whole image
     native: float = 0.35  # share of views at the scale at which the model later sees the whole image
-    object_share: tuple[float, float] = (0.08, 0.6)  # longer object side / crop side, log-uniform
+    object_share: tuple[float, float] = (0.08, 0.9)  # longer object side / crop side, log-uniform
     min_crop: int = 64  # smallest crop side, image pixels
     min_area: int = 12  # smaller pieces of an object are removed, view pixels
     tone: float = 0.8  # share of views with another gamma, contrast and brightness
