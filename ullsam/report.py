@@ -37,7 +37,9 @@ def tables(results: str | Path) -> str:
         if arms:
             parts.append(_scores(title, arms))
     words = _read(folder / "tiny_words.json")
-    return "\n".join(parts + ([_words(words)] if words else []))
+    if words:
+        parts.append(_words(words, _read(folder / "tiny_words_shuffled.json")))
+    return "\n".join(parts)
 
 
 def _read(path: Path) -> dict | None:
@@ -59,17 +61,26 @@ def _scores(title: str, arms: dict[str, dict]) -> str:
     return "\n".join([*lines, conditions])
 
 
-def _words(result: dict) -> str:
-    """One row per dataset: how often the description names modality and structure."""
+def _words(result: dict, shuffled: dict | None) -> str:
+    """One row per dataset: how often the description names modality and structure, and how often that of another image
+    does by chance."""
+    arms = [arm for arm in (result, shuffled) if arm]
+    columns = [("modality", 0), ("structure", 0), *((key, 1) for key in ("modality", "structure") if shuffled)]
+    titles = ["modality", "structure", "modality, image of another set", "structure, image of another set"]
     lines = ["**Descriptions**, share of images whose description names the right modality and structure:\n"]
-    lines += [_row(["dataset", "images", "modality", "structure", "distinct texts"]), _row(["---"] * 5)]
-    rows = result["results"]
-    for row in rows:
-        shares = [_number(row[k]) for k in ("modality", "structure")]
-        lines.append(_row([row["data"], row["n_images"], *shares, row["distinct"]]))
-    means = [_number(sum(row[k] or 0 for row in rows) / len(rows)) for k in ("modality", "structure")]
-    lines.append(_row(["**mean of the datasets**", "", *means, ""]))
+    lines.append(_row(["dataset", "images", "distinct texts", *titles[: len(columns)]]))
+    lines.append(_row(["---"] * (3 + len(columns))))
+    for i, row in enumerate(result["results"]):
+        lines.append(_row([row["data"], row["n_images"], row["distinct"]]
+                          + [_number(arms[arm]["results"][i][key]) for key, arm in columns]))  # fmt: skip
+    means = [_number(_mean(arms[arm]["results"], key)) for key, arm in columns]
+    lines.append(_row(["**mean of the datasets**", "", "", *(f"**{value}**" for value in means)]))
     return "\n".join([*lines, f"\n{_command(result)}.\n"])
+
+
+def _mean(rows: list[dict], key: str) -> float | None:
+    known = [row[key] for row in rows if row[key] is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _command(result: dict) -> str:

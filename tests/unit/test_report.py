@@ -29,8 +29,19 @@ def results(tmp_path):
 def test_tables_hold_the_numbers_of_the_files(results):
     text = tables(results)
     assert "| cells | 2 | 7 | 0.812 / 0.900 | 0.700 / 0.650 |" in text
-    assert "| cells | 2 | 1.000 | 0.500 | 2 |" in text
+    assert "| cells | 2 | 2 | 1.000 | 0.500 |" in text
     assert "uSAM-tiny" in text and "without VLK" not in text and "Out of domain" not in text
+
+
+def test_words_stand_beside_those_of_another_image(results):
+    rows = [{"data": name, "n_images": 2, "modality": 0.25, "structure": share, "distinct": 1}
+            for name, share in (("cells", 0.125), ("pores", None))]  # fmt: skip
+    true = [row | {"modality": 1.0, "distinct": 2} for row in rows]
+    for name, values in (("", true), ("_shuffled", rows)):
+        (results / f"tiny_words{name}.json").write_text(json.dumps({"command": "c", "results": values}))
+    text = tables(results)
+    assert "| cells | 2 | 2 | 1.000 | 0.125 | 0.250 | 0.125 |" in text and "| pores | 2 | 2 | 1.000 |  | 0.250 |  |" in text
+    assert "| **mean of the datasets** |  |  | **1.000** | **0.125** | **0.250** | **0.125** |" in text
 
 
 def test_update_replaces_the_block_only(results):
