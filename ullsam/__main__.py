@@ -10,13 +10,6 @@ from pathlib import Path
 from ullsam.errors import InputError
 
 
-def train(args: argparse.Namespace) -> None:
-    """Trains one row of the recipe table."""
-    from ullsam.recipes import run_recipe
-
-    print(f"Finished; the model is in {run_recipe(args.recipe, args.out, args.data)}")
-
-
 def ship(args: argparse.Namespace) -> None:
     """Makes a recipe's result the weights that come with the package."""
     from ullsam.recipes import ship
@@ -33,12 +26,11 @@ def readme(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Scores the masks of a model on every folder of images."""
+    from ullsam.baselines import open_predictor
     from ullsam.evaluate import evaluate, summarise
-    from ullsam.predictor import Predictor
 
-    corpora, model = _open(args)
+    corpora, predictor = _open(args, open_predictor)
     points, vlk = "box" if args.box else tuple(args.points), not args.no_vlk
-    predictor = Predictor(model)
     options = (args.split, points, vlk, args.seed, args.limit)
     _finish(args, [evaluate(predictor, corpus, *options, progress=True) for corpus in corpora], summarise)
 
@@ -46,8 +38,9 @@ def evaluate(args: argparse.Namespace) -> None:
 def evaluate_words(args: argparse.Namespace) -> None:
     """Scores the descriptions of a model on every folder of images; shuffled: of the next folder's images."""
     from ullsam.evaluate import evaluate_words, summarise_words
+    from ullsam.model import load
 
-    corpora, model = _open(args)
+    corpora, model = _open(args, load)
     if args.shuffled and len(corpora) < 2:
         raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
     shown = corpora[1:] + corpora[:1] if args.shuffled else [None] * len(corpora)
@@ -87,23 +80,33 @@ def demo(args: argparse.Namespace) -> None:
     run_demo(args.out, args.model, partial(print, flush=True))
 
 
-def _open(args: argparse.Namespace) -> tuple[list, object]:
+def app(args: argparse.Namespace) -> None:
+    """Serves the app to a browser until it is interrupted."""
+    from ullsam.serve import serve
+
+    serve(args.notebook, args.host, args.port, args.sessions, args.browser)
+
+
+def _open(args: argparse.Namespace, load) -> tuple[list, object]:
     """The corpora, all of them checked before anything runs, and the model."""
     from ullsam.data.corpus import Corpus
-    from ullsam.model import load
+    from ullsam.parallel import device
 
     corpora = [Corpus(folder) for folder in args.data]
     for corpus in corpora:
         corpus.select(args.split)
     if Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a folder; name a file, for example {Path(args.out) / 'results.json'}.")
-    return corpora, load(args.model)
+    return corpora, load(args.model, device=device())
 
 
 def _finish(args: argparse.Namespace, results: list[dict], summarise) -> None:
     """Writes the results file, with the last parts of a path in place of the whole, and prints the table."""
     from ullsam.evaluate import format_table, report, write_json
+    from ullsam.parallel import team
 
+    if not team().is_main_process:
+        return
     results = [result | {"model": Path(args.model).resolve().name} for result in results]
     short = {word: "/".join(Path(word).resolve().parts[-2:]) for word in args.data}
     words = [short.get(word, Path(word).name if Path(word).is_absolute() else word) for word in args.words]
@@ -125,7 +128,9 @@ def _add_evaluation(commands) -> None:
     """The commands evaluate, evaluate-words and describe."""
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")
-    add = commands.add_parser("evaluate", parents=[model], help="score the masks of a model")
+    add = commands.add_parser("evaluate", help="score the masks of a model, ours or another")
+    add.add_argument("--model", default="tiny", help="tiny, usam-tiny, a folder, a SAM, uSAM or MedSAM file, or a hub name "
+                     "of SAM, SAM-HQ or SAM 2 such as facebook/sam2-hiera-tiny (default: tiny)")  # fmt: skip
     add.add_argument("--no-vlk", action="store_true", help="without vision-language knowledge")
     prompt = add.add_mutually_exclusive_group()
     prompt.add_argument("--points", nargs=2, type=int, default=(1, 3), metavar=("P", "N"),
@@ -153,19 +158,30 @@ def _add_reproduce(commands) -> None:
     add.set_defaults(run=reproduce)
 
 
+def _add_app(commands) -> None:
+    add = commands.add_parser("app", help="segment images in a browser, see also `make app`")
+    add.add_argument("--notebook", default="notebooks/app.ipynb", help="the page (default: notebooks/app.ipynb)")
+    add.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
+    add.add_argument("--port", type=int, default=8866, help="default: 8866")
+    add.add_argument("--sessions", type=int, default=8, help="pages at once, about 1.5 GB each (default: 8)")
+    add.add_argument("--browser", action="store_true", help="open the page in a browser")
+    add.set_defaults(run=app)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from ullsam.checkpoints.commands import add_commands as add_checkpoint_commands
+    from ullsam.datasets.commands import add_commands as add_dataset_commands
+    from ullsam.experiments import add_command as add_log_command
+    from ullsam.microvqa_commands import add_commands as add_question_commands
+    from ullsam.train_command import add_command as add_train_command
 
     parser = argparse.ArgumentParser(
         prog="python -m ullsam", description="uLLSAM: segment and describe microscopy images."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("train", help="train one of the recipes, or go on with it")
-    add.add_argument("recipe", help="a name from ullsam/recipes.py, for example base")
-    add.add_argument("--out", default="runs", help="folder that holds one folder per recipe (default: runs)")
-    add.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
-    add.set_defaults(run=train)
+    add_train_command(commands)
+    add_log_command(commands)
     add = commands.add_parser("ship", help="copy a finished recipe's model to data/weights, its log to data/results")
     add.add_argument("recipe", help="ullsam-tiny or usam-tiny")
     add.add_argument("--out", default="runs", help="folder of the recipes (default: runs)")
@@ -176,7 +192,10 @@ def build_parser() -> argparse.ArgumentParser:
     add.set_defaults(run=readme)
     _add_evaluation(commands)
     _add_reproduce(commands)
+    _add_app(commands)
     add_checkpoint_commands(commands)
+    add_dataset_commands(commands)
+    add_question_commands(commands)
     add = commands.add_parser("demo", help="segment and describe three images, in a minute")
     add.add_argument("--out", default="demo_output", help="folder for the results (default: demo_output)")
     add.add_argument("--model", default="tiny", help="tiny, usam-tiny, or a folder of a saved model (default: tiny)")

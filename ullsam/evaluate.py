@@ -2,7 +2,7 @@
 
 Protocol: every instance of an image is prompted once and gives one mask. Each mask is scored against its own
 instance; then the masks are merged to a label map, which is matched with the true one as micro-sam does.
-A dataset's number is the plain mean over its images.
+A dataset's number is the plain mean over its images. Processes of `accelerate launch` share the images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from ullsam.data.corpus import Corpus, Record, Sample
 from ullsam.errors import InputError
 from ullsam.metrics import hit_rate, image_dice, instance_scores, label_map_scores, merge_instances
+from ullsam.parallel import collect, share
 from ullsam.sbr import instance_ids, sample_box, sample_points
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def evaluate(
     """
     start = time.perf_counter()
     _check_points(points)
-    chosen, per_image = select_records(corpus, split, seed, limit), []
-    for index, record in _bar(chosen, corpus, progress):
+    chosen, rows = select_records(corpus, split, seed, limit), []
+    for index, record in _bar(share(chosen), corpus, progress):
         rng = np.random.default_rng([seed, index])
         scores = score_image(predictor, corpus.read(record), rng, points, use_vlk)
-        per_image += [{"file": record.file, **scores}] if scores else []
+        rows += [(index, {"file": record.file, **scores})] if scores else []
+    per_image = collect(rows)
     if not per_image:
         raise InputError(f"No image of {corpus.folder} (split {split}) has an instance; check its masks.")
     _tell_empty(len(chosen) - len(per_image), corpus)
@@ -186,11 +188,12 @@ def evaluate_words(
     start = time.perf_counter()
     model.llm_or_raise()
     rows = []
-    for index, record in _bar(select_records(corpus, split, seed, limit), corpus, progress):
+    for index, record in _bar(share(select_records(corpus, split, seed, limit)), corpus, progress):
         sample = corpus.read(record)
         image = sample.image if shown is None else _other(shown, np.random.default_rng([seed, index]))
         text = model.describe(image, max_new_tokens=max_new_tokens)
-        rows.append({"file": record.file, "text": text, **judge_words(text, sample)})
+        rows.append((index, {"file": record.file, "text": text, **judge_words(text, sample)}))
+    rows = collect(rows)
     return {
         "model": model.config.name, "data": _name(corpus), "split": split,
         "condition": "image" if shown is None else "shuffled", "seed": seed, "n_images": len(rows),

@@ -1,12 +1,15 @@
-"""Multiple-choice questions about images: two ways to ask a model, and the score, as MicroVQA does it.
+"""Multiple-choice questions about images: three ways to ask a model, and the score, as MicroVQA does it.
 
 Letters: k images of a question, c choices, n questions, N image tokens, D LLM width.
 Source: MicroVQA (Burgess et al. 2025); paper, Appendix B and Table 6.
 """
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,13 +17,16 @@ from torch import Tensor
 
 from ullsam.data.questions import MOST_CHOICES, TASKS, Question, synthetic_questions
 from ullsam.errors import InputError
+from ullsam.parallel import collect, share
+from ullsam.vqa_answers import AnswerFile
 
 __all__ = [
-    "Question", "TASKS", "bootstrap_interval", "extract_choice", "generate_answer", "prompt", "run", "score_options",
-    "shuffle_images", "synthetic_questions",
+    "Question", "RandomGuess", "TASKS", "bootstrap_interval", "difference", "extract_choice", "generate_answer",
+    "official_choice", "official_prompt", "prompt", "run", "score_options", "shuffle_images", "synthetic_questions",
 ]  # fmt: skip
 
-METHODS, IMAGES = ("likelihood", "generate"), ("own", "none", "shuffled")
+METHODS, IMAGES = ("likelihood", "generate", "official"), ("own", "none", "shuffled")
+LETTERS = {1: "V", 2: "H", 3: "E"}  # the paper's names of the tasks
 
 # ---------------------------------------------------------------- asking a model
 
@@ -77,6 +83,29 @@ def extract_choice(text: str, count: int) -> int:
     return int(hit[1]) - 1 if hit and 1 <= int(hit[1]) <= count else -1
 
 
+def official_prompt(question: Question) -> str:
+    """The benchmark's own words, which its published numbers depend on. Source: eval/eval.py of MicroVQA."""
+    options = "".join(f"  ({i}): {choice}\n" for i, choice in enumerate(question.choices, 1))
+    return ("The following is a multiple choice question (with answers). \n"
+            'Think step by step and then output the answer in the format of "The answer is (X)" at the end.'
+            f"\n\n{question.question}\n\nOptions:\n{options}")
+
+
+def official_choice(text: str, count: int) -> int:
+    """Read a choice as the benchmark does: its first "answer is", one digit, no look at the number of choices `count`.
+
+    Returns:
+        Index from 0, which may be no choice at all and is wrong then; -1, a bad response, where nothing is found.
+
+    Source: the benchmark's evaluation.
+    """
+    hit = re.search(r"answer is \*?\*?\(?([0-9])\)?\*?\*?", text)
+    return int(hit[1]) - 1 if hit else -1
+
+
+WRITTEN = {"generate": (prompt, extract_choice), "official": (official_prompt, official_choice)}  # method -> ask, read
+
+
 @torch.no_grad()
 def generate_answer(model, question: Question, use_image: bool = True, max_new_tokens: int = 64) -> tuple[str, int]:
     """Let the model write, then read its choice out of the text.
@@ -88,67 +117,152 @@ def generate_answer(model, question: Question, use_image: bool = True, max_new_t
     Returns:
         The text, and the index of its choice from 0 or -1 for a bad response.
     """
-    llm = _llm(model)
-    tokens = _tokens(model, question, use_image)
-    tokens = torch.zeros(1, 0, llm.dim, device=model.device) if tokens is None else tokens
-    text = llm.generate(tokens, prompt(question), max_new_tokens)[0]
+    text = _OurAnswers(model).write(question, prompt(question), use_image, max_new_tokens)
     return text, extract_choice(text, len(question.choices))
+
+
+class Answers(Protocol):
+    """Who takes part: anything with a name and these two methods, such as `VisionLanguageModel`, or `RandomGuess`."""
+
+    name: str
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        """A number per choice, (c,); the largest is the answer."""
+
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        """A text in answer to `text`, which holds the question and its choices."""
+
+
+class _OurAnswers:
+    """A ULLSAM as a participant."""
+
+    def __init__(self, model):
+        _llm(model)
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """Name and a number of the weights that training changes last: answers of other weights are not taken over."""
+        weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.model.projection.parameters())
+        return f"{self.model.config.name}-{zlib.crc32(weights):08x}"
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        return score_options(self.model, question, use_image)
+
+    @torch.no_grad()
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        llm, tokens = _llm(self.model), _tokens(self.model, question, use_image)
+        tokens = torch.zeros(1, 0, llm.dim, device=self.model.device) if tokens is None else tokens
+        return llm.generate(tokens, text, max_new_tokens)[0]
+
+
+class RandomGuess:
+    """Picks a choice at random, the same one for the same seed and question: what knowing nothing gives."""
+
+    def __init__(self, seed: int = 0):
+        self.seed, self.name = seed, "random"
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        """Random numbers (c,)."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(str(question.key_question).encode())])
+        return torch.from_numpy(rng.random(len(question.choices)))
+
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        """A sentence that names the same choice."""
+        return f"The answer is ({1 + int(self.score(question).argmax())})."
 
 
 # ---------------------------------------------------------------- scoring a set
 
 
 def run(model, questions: Sequence[Question], method: str = "likelihood", image: str = "own", seed: int = 0,
-        max_new_tokens: int = 64) -> dict:  # fmt: skip
-    """Ask a model all questions and count the right answers.
+        max_new_tokens: int = 64, answers: str | Path | None = None, progress: bool = False) -> dict:  # fmt: skip
+    """Ask a model all questions and count the right answers; processes of a launcher share the questions.
 
     Args:
-        model: a ULLSAM with a language model.
-        questions: from `synthetic_questions`, or rows of the benchmark as `Question`.
-        method: "likelihood" (`score_options`) or "generate" (`generate_answer`).
+        model: a ULLSAM with a language model, or `Answers` of another kind.
+        questions: from `synthetic_questions` or `read_questions`.
+        method: "likelihood" (`score_options`), "generate" (`generate_answer`), or "official": as generate, with the
+            benchmark's own prompt and its own way of reading the choice.
         image: "own", "none" (the text alone), or "shuffled" (each question sees the images of another one).
         seed: of the shuffling and of the bootstrap.
-        max_new_tokens: limit of the "generate" method.
+        max_new_tokens: limit of what is written.
+        answers: a file that gets each answer at once, one JSON object per line; what it holds is not asked again.
+        progress: show a bar on standard error.
 
     Returns:
-        accuracy; interval, its 95 % bootstrap limits; chance, the mean of 1 / c; per_task {1: {task_str, n, accuracy}};
-        bad_response_rate; n_questions, method, image, seed; rows, one dict per question: key_question, key_image (as
-        shown, None without), task, correct_index, predicted (-1 for a bad response), correct, and scores or text.
+        accuracy; interval, its 95 % bootstrap limits; chance, the mean of 1 / c; per_task {1: {task_str, letter, n,
+        accuracy, interval}}; bad_response_rate; n_questions, method, image, seed; rows, one dict per question:
+        key_question, key_image (as shown, None without), task, correct_index, predicted (-1 for a bad response), correct,
+        and scores or text.
 
     Raises:
         InputError: no questions, one that contradicts itself, a model without language model, an unknown method or
-            image condition, or nothing to shuffle.
+            image condition, nothing to shuffle, or `answers` belongs to another run.
     """
-    _check(model, questions, method, image)
+    _check(questions, method, image)
+    participant = model if hasattr(model, "score") else _OurAnswers(model)
     shown = shuffle_images(questions, seed) if image == "shuffled" else questions
-    rows = [_row(model, question, method, image != "none", max_new_tokens) for question in shown]
+    settings = {"method": method, "image": image, "seed": seed, "max_new_tokens": max_new_tokens}
+    about = {"model": participant.name, "questions": _digest(questions)} if answers else {}
+    rows = _ask_all(participant, shown, settings, AnswerFile(answers, about | settings) if answers else None, progress)
     correct = np.array([row["correct"] for row in rows])
     return {
         "method": method, "image": image, "seed": seed, "n_questions": len(rows),
         "accuracy": float(correct.mean()), "interval": bootstrap_interval(correct, seed),
-        "chance": float(np.mean([1 / len(q.choices) for q in questions])), "per_task": _per_task(rows),
+        "chance": float(np.mean([1 / len(q.choices) for q in questions])), "per_task": _per_task(rows, seed),
         "bad_response_rate": float(np.mean([row["predicted"] < 0 for row in rows])), "rows": rows,
     }  # fmt: skip
 
 
-def _row(model, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
+def _digest(questions: Sequence[Question]) -> int:
+    """A number that tells sets of questions apart."""
+    return zlib.crc32(repr([(q.key_question, q.key_image, q.question, q.choices) for q in questions]).encode())
+
+
+def _ask_all(participant: Answers, questions: Sequence[Question], settings: dict, file, progress: bool) -> list[dict]:
+    """One row per question, in order: from the file where it stands there, else asked by one of the processes."""
+    from tqdm import tqdm
+
+    done, rows = file.read(questions) if file else {}, []
+    left = share([(i, q) for i, q in enumerate(questions) if i not in done])
+    for index, question in tqdm(left, desc=f"{settings['method']}, image {settings['image']}", disable=not progress):
+        row = _row(participant, question, settings["method"], settings["image"] != "none", settings["max_new_tokens"])
+        if file:
+            file.add(index, row)
+        rows.append((index, row))
+    both = done | dict(collect([(i, (i, row)) for i, row in rows]))
+    if file:
+        file.finish(both)
+    return [both[i] for i in range(len(questions))]
+
+
+def _row(participant: Answers, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
     """One question asked and judged."""
     if method == "likelihood":
-        scores = score_options(model, question, use_image)
+        scores = participant.score(question, use_image)
         predicted, answer = int(scores.argmax()), {"scores": scores.tolist()}
     else:
-        text, predicted = generate_answer(model, question, use_image, max_new_tokens)
-        answer = {"text": text}
+        ask, read = WRITTEN[method]
+        text = participant.write(question, ask(question), use_image, max_new_tokens)
+        predicted, answer = read(text, len(question.choices)), {"text": text}
     return {"key_question": question.key_question, "key_image": question.key_image if use_image else None,
             "task": question.task, "correct_index": question.correct_index, "predicted": predicted,
             "correct": predicted == question.correct_index, **answer}  # fmt: skip
 
 
-def _per_task(rows: list[dict]) -> dict[int, dict]:
-    """Number of questions and accuracy of each task that occurs."""
+def _per_task(rows: list[dict], seed: int) -> dict[int, dict]:
+    """Number of questions, accuracy and its interval of each task that occurs."""
     by_task = {task: [row["correct"] for row in rows if row["task"] == task] for task in TASKS}
-    return {task: {"task_str": TASKS[task], "n": len(hits), "accuracy": float(np.mean(hits))}
+    return {task: {"task_str": TASKS[task], "letter": LETTERS[task], "n": len(hits), "accuracy": float(np.mean(hits)),
+                   "interval": bootstrap_interval(hits, seed)}
             for task, hits in by_task.items() if hits}  # fmt: skip
+
+
+def difference(first: dict, second: dict, seed: int = 0) -> dict:
+    """How much more often the first of two runs is right, question by question: mean and its 95 % interval."""
+    gap = np.array([a["correct"] - b["correct"] for a, b in zip(first["rows"], second["rows"], strict=True)], float)
+    return {"mean": float(gap.mean()), "interval": bootstrap_interval(gap, seed)}
 
 
 def shuffle_images(questions: Sequence[Question], seed: int = 0) -> list[Question]:
@@ -186,9 +300,8 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95, d
     return [float(x) for x in np.quantile(values[picks].mean(1), (outside, 1 - outside))]
 
 
-def _check(model, questions: Sequence[Question], method: str, image: str) -> None:
+def _check(questions: Sequence[Question], method: str, image: str) -> None:
     """Refuse what cannot be scored."""
-    _llm(model)
     if method not in METHODS or image not in IMAGES:
         raise InputError(f"There is no method {method!r} with image {image!r}; "
                          f"use a method of {METHODS} and an image of {IMAGES}.")

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ullsam.config import TrainConfig
-from ullsam.data.views import Mixture, TrainViews
+from ullsam.data.views import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.objectives import CaptionObjective, EncoderObjective, SegmentationObjective
+from ullsam.parallel import team
 from ullsam.sam import Prompts
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
 
@@ -68,6 +69,8 @@ class Batches(Dataset):
         self.spare = (image_size - view) // patch_size  # patches that a window can move on the canvas
         self.captions = stage.targets == "captions" or config.caption_weight > 0 or config.word_weight > 0
         kind = {"with_captions": self.captions, "canvas": image_size}
+        if stage.targets == "captions" and any(corpus.captions for corpus, _ in mixture.sources):
+            kind["config"] = ViewConfig(whole=1.0)  # a written caption is of the whole image
         self.views = TrainViews(mixture, count * config.batch_size, config.seed, view, **kind)
 
     def __len__(self) -> int:
@@ -149,6 +152,9 @@ def fit(
 ) -> list[dict]:  # fmt: skip
     """Trains one stage, or goes on where a run in `folder` stopped.
 
+    Processes that a launcher started (see `parallel.py`) train together: each takes every n-th batch, their gradients are
+    averaged, and the first alone writes. So n processes take the same steps as one with `accumulate` n times as large.
+
     Args:
         model: changed in place; config: the stage and its settings; mixture: where images come from.
         folder: gets log.jsonl, checkpoint.pt (to go on from), and at the end the model by `save_pretrained`.
@@ -158,20 +164,28 @@ def fit(
         All log lines of the run, those before an interruption included.
 
     Raises:
-        InputError: the folder holds a run with other settings.
+        InputError: the folder holds a run with other settings, or one of another number of processes.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate)
+    accelerator = _accelerator(config)
     run = _Run(model, config, Path(folder), accelerator)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
     batches = Batches(mixture, config, sam.image_size, sam.patch_size, count)
     run.train(batches, progress, on_log)
     if accelerator.is_main_process:
         model.save_pretrained(folder)
+    accelerator.wait_for_everyone()
     if model.llm is not None:
         model.llm.merge_lora()  # faster from here on; what is saved are the adapters
     return run.logs
+
+
+def _accelerator(config: TrainConfig):
+    """Accelerate's view of this process and its fellows; in stage 3 a batch uses some parts only (points or boxes)."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    team()
+    shared = DistributedDataParallelKwargs(find_unused_parameters=config.stage == 3)
+    return Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate, kwargs_handlers=[shared])
 
 
 class _Run:
@@ -199,7 +213,8 @@ class _Run:
 
         first = self.step * self.config.accumulate
         loader = _loader(batches, first, self.config.workers, self.accelerator)
-        bar = tqdm(total=self.config.steps, initial=self.step, disable=not progress, desc=f"stage {self.config.stage}")
+        hidden = not progress or not self.accelerator.is_main_process
+        bar = tqdm(total=self.config.steps, initial=self.step, disable=hidden, desc=f"stage {self.config.stage}")
         self.objective.train()
         start, before = time.perf_counter(), self.seconds
         for i, batch in enumerate(loader, first):
@@ -214,9 +229,8 @@ class _Run:
         self.objective.eval()
 
     def _micro_step(self, batch: dict, index: int) -> dict[str, Tensor]:
-        torch.manual_seed(
-            self.config.seed * 1_000_003 + index
-        )  # dropout does not depend on where a run was resumed
+        place = index * self.accelerator.num_processes + self.accelerator.process_index  # of the batch among all
+        torch.manual_seed(self.config.seed * 1_000_003 + place)  # dropout does not depend on where a run was resumed
         with self.accelerator.accumulate(self.objective):
             with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 losses = self.objective(batch)
@@ -236,6 +250,7 @@ class _Run:
                 f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on."
             )
         if self.step % c.log_every == 0 or last:
+            losses = self.accelerator.reduce({k: v.detach() for k, v in losses.items()}, "mean")
             values = {k: round(v.item(), 5) for k, v in losses.items()}
             self._log({"step": self.step, "seconds": round(self.seconds, 2), **values}, bar, on_log)
         if (self.step % c.save_every == 0 or last) and self.accelerator.is_main_process:
@@ -243,18 +258,20 @@ class _Run:
 
     def _log(self, line: dict, bar, on_log) -> None:
         self.logs.append(line)
+        if not self.accelerator.is_main_process:
+            return
         bar.set_postfix(loss=line["loss"])
-        if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
         if on_log:
             on_log(line)
 
     def _save(self) -> None:
         """Everything that the rest of the run depends on, in one file that is complete or absent."""
         state = {
-            "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "logs": self.logs,
-            "model": {n: p.detach() for n, p in self.named}, "optimizer": self.optimizer.state_dict(),
+            "config": asdict(self.config), "processes": self.accelerator.num_processes, "step": self.step,
+            "seconds": self.seconds, "logs": self.logs, "model": {n: p.detach() for n, p in self.named},
+            "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         torch.save(state, self.folder / "checkpoint.pt.part")
         os.replace(self.folder / "checkpoint.pt.part", self.folder / "checkpoint.pt")
@@ -267,13 +284,17 @@ class _Run:
             raise InputError(
                 f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it."
             )
+        count = state.get("processes", 1)
+        if count != self.accelerator.num_processes:
+            raise InputError(f"{path} belongs to a run of {count} processes; start as many, or use another folder.")
         with torch.no_grad():
             for name, parameter in self.named:
                 parameter.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.logs, self.seconds = state["step"], state["logs"], state["seconds"]
-        lines = "".join(json.dumps(line) + "\n" for line in self.logs)
-        (self.folder / "log.jsonl").write_text(lines)  # drops lines after the checkpoint
+        if self.accelerator.is_main_process:
+            lines = "".join(json.dumps(line) + "\n" for line in self.logs)
+            (self.folder / "log.jsonl").write_text(lines)  # drops lines after the checkpoint
 
 
 def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:

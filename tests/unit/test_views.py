@@ -134,12 +134,12 @@ def test_crop_holds_the_object_and_stays_inside(height, width, seed):
 
 def test_object_sizes_and_places_vary():
     labels = np.zeros((1000, 1000), np.int32)
-    labels[480:520, 490:520] = 1
+    labels[460:540, 480:520] = 1
     crops = [choose_crop(labels, 1, np.random.default_rng(i)) for i in range(400)]
-    share = np.array([40 / side for _, _, side in crops])
-    assert 0.079 < share.min() < 0.09 and 0.55 < share.max() < 0.61
-    assert abs(np.median(np.log(share)) - np.log(0.08 * 0.6) / 2) < 0.15  # log-uniform
-    place = np.array([(490 - x0) / (side - 30) for x0, _, side in crops])
+    share = np.array([80 / side for _, _, side in crops])
+    assert 0.079 < share.min() < 0.09 and 0.8 < share.max() < 0.91
+    assert abs(np.median(np.log(share)) - np.log(0.08 * 0.9) / 2) < 0.2  # log-uniform
+    place = np.array([(480 - x0) / (side - 40) for x0, _, side in crops])
     assert place.min() < 0.05 and place.max() > 0.95 and 0.4 < np.median(place) < 0.6
 
 

@@ -54,6 +54,7 @@ class Corpus:
             raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
         self.meta = _read_meta(self.folder / "meta.json")
         self.name = str(self.meta.get("name", self.folder.resolve().name))
+        self.captions = _read_captions(self.folder / "captions.jsonl")
         self.records = [self._record(row) for row in self._rows()]
         if not self.records:
             raise InputError(f"{self.folder} has no images; put png, jpg, tif or bmp files in images/.")
@@ -87,7 +88,8 @@ class Corpus:
         """Read the image and the mask of one record.
 
         Returns:
-            Sample whose meta is the corpus's meta with the record's file, source_id and split.
+            Sample whose meta is the corpus's meta with the record's file, source_id and split, and its `caption` where
+            captions.jsonl has one.
 
         Raises:
             InputError: a file cannot be read, or the two sizes differ.
@@ -101,6 +103,8 @@ class Corpus:
             raise InputError(f"{record.mask_path} has {_size(labels)} pixels but {record.image_path} has "
                              f"{_size(image)}; make both the same size.")
         facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
+        if record.file in self.captions:
+            facts["caption"] = self.captions[record.file]
         return Sample(image, labels, {**self.meta, **facts}, f"{self.name}/{Path(record.file).stem}")
 
     def _rows(self) -> list[dict]:
@@ -137,6 +141,18 @@ def _read_meta(path: Path) -> dict:
     if not isinstance(meta, dict):
         raise InputError(f"{path} holds a {type(meta).__name__}; write one JSON object of names and values.")
     return meta
+
+
+def _read_captions(path: Path) -> dict[str, str]:
+    """Caption by file name; a last line that is still being written does not count."""
+    if not path.is_file():
+        return {}
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    try:
+        rows = [json.loads(line) for line in whole.split("\n") if line]
+        return {row["file"]: str(row["caption"]) for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} has a line without a file and its caption ({error}); correct or remove it.") from error
 
 
 def _read_table(path: Path) -> list[dict]:

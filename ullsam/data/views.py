@@ -51,7 +51,8 @@ class TrainViews(torch.utils.data.Dataset):
         view: S, the side of a view in pixels.
         max_instances: the most instances an item offers as training targets.
         augment: False switches flips, turns and the jitter of grey levels off; the crop stays.
-        with_captions: True writes a caption of each view.
+        with_captions: True writes a caption of each view; views of a whole image that came with a caption keep that one and
+            are not changed by augmentation.
         canvas: side at which the model sees a whole image, in pixels; by default the view's.
         config: ranges and probabilities.
     """
@@ -97,7 +98,8 @@ class TrainViews(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, index])
         sample, target = self._draw(rng)
         image, labels, crop = self._cut(sample, target, rng)
-        if self.augment:
+        written = self._written(sample, crop)
+        if self.augment and not written:
             image, labels = _turn(image, labels, rng)
         count = int(labels.max())
         meta = {**sample.meta, "name": sample.name, "crop": crop}
@@ -105,7 +107,7 @@ class TrainViews(torch.utils.data.Dataset):
             "image": image,
             "labels": labels,
             "instances": np.arange(1, min(count, self.max_instances) + 1),
-            "caption": self._caption(Sample(image, labels, sample.meta, sample.name), rng),
+            "caption": written or self._caption(Sample(image, labels, sample.meta, sample.name), rng),
             "meta": meta,
         }
 
@@ -127,7 +129,7 @@ class TrainViews(torch.utils.data.Dataset):
             if labels.max() > 0:
                 break
         image = _resize_image(sample.image, crop, self.view)
-        if self.augment:
+        if self.augment and not self._written(sample, crop):
             image = jitter(image, rng, self.config)
         return _pad(image, self.view), _pad(labels, self.view), crop
 
@@ -143,6 +145,11 @@ class TrainViews(torch.utils.data.Dataset):
         yield (0, 0, max(labels.shape)), self.config.min_area
         near = replace(self.config, object_share=(0.6, 0.6), min_crop=8)
         yield choose_crop(labels, target, rng, near), 1
+
+    def _written(self, sample: Sample, crop: Crop) -> str:
+        """The caption in the sample's meta: it holds for the whole, unchanged image only, "" for other views."""
+        whole = crop == (0, 0, max(sample.labels.shape))
+        return str(sample.meta.get("caption", "")) if self.with_captions and whole else ""
 
     def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
         if not self.with_captions:

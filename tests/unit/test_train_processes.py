@@ -1,0 +1,175 @@
+"""Training on several processes: the weights of one process, different data for each, and one that writes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ullsam import ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
+from ullsam.__main__ import build_parser, main
+from ullsam.config import PAPER_TRAINING
+from ullsam.train import Batches, _loader
+from ullsam.train_command import training
+
+STYLES = ["fluorescence_nuclei", "em_mitochondria"]
+BASE = TrainConfig(steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_share=0.5,
+                   prompts=((1, 3), (1, 0)))  # fmt: skip
+RUNS = {
+    "dense": replace(BASE, stage=0), "align": replace(BASE, stage=1), "full": replace(BASE, stage=2),
+    "lora": replace(BASE, stage=2), "masks": replace(BASE, stage=3, caption_weight=0.1, dense_weight=0.5, accumulate=2),
+}  # fmt: skip
+
+
+def train_all(folder, accumulate=1):
+    """Every kind of training, for a few steps on the debug preset."""
+    for name, config in RUNS.items():
+        llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if name == "lora" else {}
+        config = replace(config, accumulate=config.accumulate * accumulate)
+        mixture = Mixture([], STYLES, 1.0, synthetic_size=64)
+        fit(ULLSAM.from_preset("debug", **llm), config, mixture, folder / name, progress=False)
+
+
+def launch(count, *words):
+    """Starts `count` processes that train, as accelerate launch does on a machine without GPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def kill_all(process):
+    """Ends a launcher and everything that it started as a power cut would; its processes are no group."""
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in everyone:
+        member.kill()
+    process.wait()
+    assert not psutil.wait_procs(everyone, timeout=30)[1]
+
+
+def finish(process):
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    return out
+
+
+def distance(one, two, start):
+    """How far two results are apart, as a share of how far training moved the first.
+
+    Single weights may differ more: where a gradient is nearly 0, AdamW makes a full step out of rounding.
+    """
+    apart = sum(((one[k] - two[k]).double() ** 2).sum() for k in one)
+    moved = sum(((one[k] - start[k]).double() ** 2).sum() for k in one)
+    assert one.keys() == two.keys() and moved > 0
+    return float((apart / moved).sqrt())
+
+
+def test_each_process_sees_other_data():
+    config = replace(BASE, accumulate=2)
+    batches = Batches(Mixture([], STYLES, 1.0, synthetic_size=64), config, 64, 16, 4 * 2 * 3)
+    teams = [SimpleNamespace(num_processes=3, process_index=i) for i in range(3)]
+    seen = [list(_loader(batches, 2, 0, member).sampler) for member in teams]
+    assert all(len(part) == 6 for part in seen)
+    assert sorted(sum(seen, [])) == list(range(6, 24))  # after two micro-steps of each, every batch is taken once
+    alone = list(_loader(batches, 6, 0, SimpleNamespace(num_processes=1, process_index=0)).sampler)
+    assert [index for step in zip(*seen, strict=True) for index in step] == alone
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_the_double_batch(tmp_path):
+    finish(launch(2, __file__, str(tmp_path / "two")))
+    train_all(tmp_path / "one", accumulate=2)
+    train_all(tmp_path / "half")
+    for name in RUNS:
+        one, two, half = (load_file(tmp_path / x / name / "model.safetensors") for x in ("one", "two", "half"))
+        llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if name == "lora" else {}
+        start = ULLSAM.from_preset("debug", **llm).state_dict()
+        assert distance(one, two, start) < 1e-3 < 0.1 < distance(one, half, start)
+        logs = [json.loads(line) for line in (tmp_path / "two" / name / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in logs] == [1, 2, 3, 4]  # one process alone writes
+        files = {"checkpoint.pt", "config.json", "log.jsonl", "model.safetensors"}
+        assert {p.name for p in (tmp_path / "two" / name).iterdir()} == files
+
+
+@pytest.mark.slow
+def test_the_command_on_two_processes_goes_on_after_a_stop(tmp_path):
+    words = ["--preset", "debug", "--stage", "3", "--synthetic", "--steps", "24", "--batch-size", "1", "--save-every", "5",
+             "--log-every", "1", "--warmup", "2"]  # fmt: skip
+    command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "ullsam", "train", *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", *command, "--out", str(tmp_path / "two")]
+    process = subprocess.Popen(start, env=env, stderr=subprocess.DEVNULL)
+    log = tmp_path / "two" / "debug-stage3" / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 8):
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be stopped"
+    kill_all(process)
+    done = subprocess.run(start, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Finished; the model is in") == 1
+    assert main(["train", *words, "--accumulate", "2", "--out", str(tmp_path / "one")]) == 0
+    one, two = (load_file(tmp_path / x / "debug-stage3" / "model.safetensors") for x in ("one", "two"))
+    assert distance(one, two, ULLSAM.from_preset("debug").state_dict()) < 1e-2
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 25))
+    with pytest.raises(InputError, match="2 processes"):
+        config = TrainConfig(stage=3, steps=24, batch_size=1, save_every=5, log_every=1, warmup=2)
+        fit(ULLSAM.from_preset("debug"), config, Mixture([], STYLES, 1.0, synthetic_size=64), log.parent, progress=False)
+
+
+# ---------------------------------------------------------------- the command's settings
+
+
+def parse(*words):
+    return build_parser().parse_args(["train", *words], Namespace())
+
+
+def test_the_presets_settings_and_what_changes_them():
+    assert training(parse("--preset", "paper", "--stage", "2")) == PAPER_TRAINING[2]
+    changed = training(parse("--preset", "paper", "--stage", "3", "--lr", "1e-4", "--accumulate", "2", "--precision", "no"))
+    assert changed == replace(PAPER_TRAINING[3], lr=1e-4, accumulate=2, precision="no")
+    assert training(parse("--preset", "debug", "--stage", "1", "--steps", "5")) == TrainConfig(stage=1, steps=5)
+
+
+def test_stages_follow_one_another_from_the_command_line(tmp_path, capsys):
+    common = ["--preset", "debug", "--synthetic", "--steps", "1", "--batch-size", "1", "--out", str(tmp_path)]
+    assert main(["train", *common, "--stage", "1", "--lora", "2"]) == 0
+    assert main(["train", *common, "--stage", "2", "--start", str(tmp_path / "debug-stage1")]) == 0
+    assert main(["train", *common, "--stage", "3", "--start", str(tmp_path / "debug-stage2")]) == 0
+    folders = [ULLSAM.from_pretrained(tmp_path / f"debug-stage{i}") for i in (1, 2, 3)]
+    assert [model.config.llm.lora_rank for model in folders] == [2, 2, 2]
+    first, second, third = (model.state_dict() for model in folders)
+    assert torch.equal(first["sam.image_encoder.pos_embed"], second["sam.image_encoder.pos_embed"])
+    assert not torch.equal(second["sam.image_encoder.pos_embed"], third["sam.image_encoder.pos_embed"])
+    assert "debug-stage3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Name a recipe"), (["base", "--preset", "tiny"], "one of the two"), (["--preset", "debug"], "--stage is None"),
+        (["--preset", "debug", "--stage", "7", "--synthetic"], "give one of 0, 1, 2, 3"),
+        (["--preset", "debug", "--stage", "1", "--steps", "0", "--synthetic"], "--steps is 0"),
+        (["--preset", "debug", "--stage", "1", "--sam", "x.pth", "--synthetic"], "parts of the preset paper"),
+        (["--preset", "huge", "--stage", "1", "--synthetic"], "no preset 'huge'"), (["nothing"], "no recipe 'nothing'"),
+        (["--preset", "paper", "--stage", "1", "--synthetic"], "needs llm="),
+        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic"], "leave it out"),
+        (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "nowhere"], "no model in nowhere"),
+        (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "x", "--lora", "2"], "leave --lora out"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_sentence(words, sentence, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path), *words]) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    train_all(Path(sys.argv[1]))
