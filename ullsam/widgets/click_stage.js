@@ -34,7 +34,8 @@ function painted(ids, { part, grid }, colour) {
 export class Stage {
   // changed() is called when controls must follow, pointed() when only the place under the pointer is another.
   constructor(link, changed, pointed) {
-    Object.assign(this, { link, changed, pointed, inside: true, opacity: 0.4, layers: {}, turns: {}, pending: [] });
+    Object.assign(this, { link, changed, pointed, inside: true, opacity: 0.4, pending: [] });
+    Object.assign(this, { layers: {}, turns: {}, loaded: {} });
     Object.assign(this, { view: null, whole: true, cursor: null, hover: null, drag: null, pointers: new Map() });
     this.canvas = Object.assign(document.createElement("canvas"), { className: "ullsam-canvas", tabIndex: 0 });
     const on = (name, act, options) => this.canvas.addEventListener(name, act.bind(this), options);
@@ -58,6 +59,7 @@ export class Stage {
     const layer = bytes?.byteLength ? await this.decode(name, bytes) : null;
     if (turn !== this.turns[name]) return;
     this.layers[name] = layer;
+    this.loaded[name] = turn;
     if (name === "saved_ids") this.changed();
     this.draw();
   }
@@ -185,6 +187,7 @@ export class Stage {
     paintLayers(pen, this);
     paintPrompts(pen, this);
     this.canvas.dataset.painted = Number(this.canvas.dataset.painted ?? 0) + 1;
+    this.canvas.dataset.mask = this.loaded.mask_bits ?? 0; // how many masks have come, the one that is seen included
   }
   close() {
     this.observer.disconnect();

@@ -103,16 +103,24 @@ def write_overlay(annotations: Annotations, folder: Path) -> Path:
 
 
 def _picture(annotations: Annotations, page: int) -> bytes:
-    labels = annotations.labels[page]
-    picture = overlay((annotations.shown or annotations.images)[page], labels)
+    return png(numbered((annotations.shown or annotations.images)[page], annotations.labels[page]))
+
+
+def numbered(image: np.ndarray, labels: np.ndarray, letters: float = 1.0) -> np.ndarray:
+    """uint8 RGB (H, W, 3): an image (H, W, ...) with its instances, integer (H, W), tinted and numbered.
+
+    Args:
+        letters: size of the numbers, against those of an exported picture.
+    """
+    picture = overlay(image, labels)
     for number, region in regions(labels).items():
-        _write_number(picture, number, _middle(region))
-    return png(picture)
+        _write_number(picture, number, _middle(region), letters)
+    return picture
 
 
-def _write_number(picture: np.ndarray, number: int, place: tuple[int, int]) -> None:
+def _write_number(picture: np.ndarray, number: int, place: tuple[int, int], letters: float) -> None:
     """White with a black rim around (x, y), moved inside the picture where it would leave it."""
-    text, font, size = str(number), cv2.FONT_HERSHEY_SIMPLEX, max(0.4, max(picture.shape) / 1600)
+    text, font, size = str(number), cv2.FONT_HERSHEY_SIMPLEX, letters * max(0.4, max(picture.shape) / 1600)
     thickness = max(1, round(2 * size))
     (width, height), _ = cv2.getTextSize(text, font, size, thickness)
     x = min(max(place[0] - width // 2, 0), picture.shape[1] - width)

@@ -1,0 +1,90 @@
+"""Files between the person at the browser and the kernel, without a server that hands out paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+from ullsam.data.io import IMAGE_SUFFIXES
+from ullsam.errors import InputError
+from ullsam.widgets.live import enable_colab
+
+
+class FileExchange(anywidget.AnyWidget):
+    """Buttons and a place to drop a file; a file comes in pieces of one megabyte, so no server's message limit matters.
+
+    Args:
+        on_file: called with the name and the bytes of each file that has arrived.
+        on_example: called when the example is asked for.
+        on_results: gives the name and the bytes of what the person downloads.
+        limit: megabytes of one file.
+        alone: the page belongs to this widget, and leaving it loses what is not downloaded: the browser asks first.
+    """
+
+    _esm = Path(__file__).with_name("files.js")
+    _css = Path(__file__).with_name("files.css")
+    suffixes = traitlets.List(list(IMAGE_SUFFIXES), help="what a file's name may end in").tag(sync=True)
+    limit = traitlets.Int(help="megabytes of one file").tag(sync=True)
+    told = traitlets.Unicode(help="what happened last, or what went wrong").tag(sync=True)
+    failed = traitlets.Bool(help="it went wrong").tag(sync=True)
+    ready = traitlets.Bool(help="there are results to download").tag(sync=True)
+    unsaved = traitlets.Bool(help="there are results that were not downloaded").tag(sync=True)
+    alone = traitlets.Bool(help="leaving the page loses them").tag(sync=True)
+
+    def __init__(self, on_file: Callable[[str, bytes], None], on_example: Callable[[], None],
+                 on_results: Callable[[], tuple[str, bytes]], limit: int, alone: bool = False):
+        enable_colab()
+        self._acts = {"begin": self._begin, "piece": self._piece, "example": lambda *_: on_example(),
+                      "results": lambda *_: self._save(*on_results())}  # fmt: skip
+        self._on_file, self._name, self._size, self._parts = on_file, "", 0, bytearray()
+        super().__init__(limit=limit, alone=alone)
+        self._limit = limit  # what a browser sets does not count
+        self.on_msg(self._receive)
+
+    def tell(self, words: str, failed: bool = False) -> None:
+        """Shows a sentence."""
+        with self.hold_sync():
+            self.told, self.failed = words, failed
+
+    def _receive(self, _widget, content: dict, buffers: list) -> None:
+        """A message from the browser; what goes wrong becomes a sentence, and the page goes on."""
+        try:
+            self._acts.get(content.get("kind"), lambda *_: None)(content, buffers)
+        except InputError as error:
+            self._forget()
+            self.tell(str(error), failed=True)
+
+    def _begin(self, content: dict, _buffers: list) -> None:
+        name, size = content.get("name"), content.get("size")
+        self._forget()
+        if not isinstance(name, str) or not isinstance(size, int) or size < 1:
+            raise InputError("The browser sent no file; choose it again.")
+        self._name, self._size = name, size
+
+    def _piece(self, _content: dict, buffers: list) -> None:
+        going = False
+        try:
+            self._parts += b"".join(bytes(b) for b in buffers)
+            if not self._size or len(self._parts) > self._size:
+                raise InputError("The upload was interrupted; choose the file again.")
+            if self._size > self._limit * 10**6:
+                raise InputError(f"{self._name} has {self._size / 1e6:.1f} MB and the limit is {self._limit} MB; "
+                                 "crop it or save it smaller.")  # fmt: skip
+            going = len(self._parts) < self._size
+            if not going:
+                name, data = self._name, bytes(self._parts)
+                self._forget()
+                self._on_file(name, data)
+        finally:
+            self.send({"kind": "next", "going": going})
+
+    def _forget(self) -> None:
+        self._name, self._size, self._parts = "", 0, bytearray()
+
+    def _save(self, name: str, data: bytes) -> None:
+        """Makes the browser save a file."""
+        self.send({"kind": "save", "name": name}, buffers=[data])
+        self.unsaved = False
