@@ -39,6 +39,9 @@ def tables(results: str | Path) -> str:
     words = _read(folder / "tiny_words.json")
     if words:
         parts.append(_words(words, _read(folder / "tiny_words_shuffled.json")))
+    questions, clicks = _read(folder / "microvqa_tiny.json"), _read(folder / "click_latency.json")
+    parts += [_questions(questions)] if questions else []
+    parts += [_clicks(clicks)] if clicks else []
     return "\n".join(parts)
 
 
@@ -76,6 +79,28 @@ def _words(result: dict, shuffled: dict | None) -> str:
     means = [_number(_mean(arms[arm]["results"], key)) for key, arm in columns]
     lines.append(_row(["**mean of the datasets**", "", "", *(f"**{value}**" for value in means)]))
     return "\n".join([*lines, f"\n{_command(result)}.\n"])
+
+
+def _questions(result: dict) -> str:
+    """Shares of right answers by what was shown: its own image, none, or another one's."""
+    rows, names = result["results"], {"none": "no"}
+    shares = [
+        "{} image {} ({:.3f} to {:.3f})".format(
+            names.get(row["image"], row["image"]), _number(row["accuracy"]), *row["interval"]
+        )
+        for row in rows
+    ]
+    count, chance = rows[0]["n_questions"], _number(rows[0]["chance"])
+    return (f"**Questions** about synthetic images ({count}, several choices), share of right answers and 95 % interval: "
+            f"{', '.join(shares)}; chance {chance}. {_command(result)}.\n")  # fmt: skip
+
+
+def _clicks(result: dict) -> str:
+    """Time of a click, with its conditions."""
+    c = result["conditions"]
+    return (f"**From a click to its mask on the page**: {result['median_ms']:.0f} ms (median), {result['p95_ms']:.0f} ms (95 %) of "
+            f"{result['clicks']} clicks; {c['front_end']}, {c['image']}, {c['model']}, {c['threads']} thread of {c['cores']} cores; "
+            f"{c['note']}. {_command(result)}.\n")  # fmt: skip
 
 
 def _mean(rows: list[dict], key: str) -> float | None:

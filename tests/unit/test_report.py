@@ -44,6 +44,18 @@ def test_words_stand_beside_those_of_another_image(results):
     assert "| **mean of the datasets** |  |  | **1.000** | **0.125** | **0.250** | **0.125** |" in text
 
 
+def test_questions_and_clicks_are_told_with_their_conditions(results):
+    rows = [{"image": image, "n_questions": 9, "accuracy": share, "interval": [0.1, 0.9], "chance": 0.25}
+            for image, share in (("own", 0.75), ("none", 0.5))]  # fmt: skip
+    (results / "microvqa_tiny.json").write_text(json.dumps({"command": "c", "results": rows}))
+    conditions = {"front_end": "page", "image": "8 x 8 pixels", "model": "m", "threads": 1, "cores": 2, "note": "idle"}
+    clicks = {"median_ms": 86.3, "p95_ms": 132.9, "clicks": 30, "conditions": conditions, "command": "d"}
+    (results / "click_latency.json").write_text(json.dumps(clicks))
+    text = tables(results)
+    assert "own image 0.750 (0.100 to 0.900), no image 0.500" in text and "chance 0.250" in text
+    assert "86 ms (median), 133 ms (95 %) of 30 clicks; page, 8 x 8 pixels, m, 1 thread of 2 cores; idle. `d`." in text
+
+
 def test_update_replaces_the_block_only(results):
     path = results / "README.md"
     path.write_text(f"before\n{BEGIN}\nold numbers\n{END}\nafter\n")
