@@ -98,9 +98,9 @@ def _questions(result: dict) -> str:
 def _clicks(result: dict) -> str:
     """Time of a click, with its conditions."""
     c = result["conditions"]
-    return (f"**From a click to its mask on the page**: {result['median_ms']:.0f} ms (median), {result['p95_ms']:.0f} ms (95 %) of "
-            f"{result['clicks']} clicks; {c['front_end']}, {c['image']}, {c['model']}, {c['threads']} thread of {c['cores']} cores; "
-            f"{c['note']}. {_command(result)}.\n")  # fmt: skip
+    times = f"{result['median_ms']:.0f} ms (median), {result['p95_ms']:.0f} ms (95 %) of {result['clicks']} clicks"
+    where = f"{c['front_end']}, {c['image']}, {c['model']}, {c['threads']} thread of {c['cores']} cores"
+    return f"**From a click to its mask on the page**: {times}; {where}; {c['note']}. {_command(result)}.\n"
 
 
 def _mean(rows: list[dict], key: str) -> float | None:

@@ -132,7 +132,7 @@ export class Stage {
   }
   up(event) {
     const drag = this.drag;
-    this.focus();
+    if (event.pointerType !== "touch") this.focus(); // a finger's tap focuses by itself, without a frame for keys
     this.pointers.delete(event.pointerId);
     if (drag?.kind === "pinch") { if (!this.pointers.size) this.drag = null; return; }
     this.drag = null;
