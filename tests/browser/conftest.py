@@ -1,0 +1,133 @@
+"""A real browser for these tests; without one they are skipped, or fail where ULLSAM_BROWSER is "required"."""
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+import pytest
+import tifffile
+
+import ullsam
+from tests.browser import driver
+
+SHOTS = Path(__file__).parent / "screenshots"
+LANDMARKS = [(100, 60), (540, 290), (330, 183)]  # middles of white squares in the wide image
+SETUP = """
+import json
+import ipywidgets
+import ullsam
+from IPython.display import display
+from ullsam.widgets import ClickToSegment
+
+models = {"uLLSAM-tiny": ullsam.load("tiny"), "uSAM-tiny": ullsam.load("usam-tiny")}
+
+
+def show(name, **options):
+    demo, told = ClickToSegment(models, name, **options), ipywidgets.HTML(layout={"display": "none"})
+    told.add_class(f"told-{name.split('.')[0]}")
+
+    def tell(_):
+        told.value = json.dumps({"points": demo.session.prompts, "box": demo.box, "page": demo.session.page})
+
+    demo.observe(tell, "shown")
+    tell(None)
+    demo.add_class(f"of-{name.split('.')[0]}")
+    display(told, demo)
+"""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keeps a picture of what a test that fails saw."""
+    report = yield
+    if report.failed and "chromium" in item.funcargs:
+        SHOTS.mkdir(exist_ok=True)
+        for number, page in enumerate(page for context in item.funcargs["chromium"].contexts for page in context.pages):
+            page.screenshot(path=SHOTS / f"failed_{item.name}_{number}.png")
+    return report
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if sync_playwright is None or driver.CHROMIUM is None:
+        needed = os.environ.get("ULLSAM_BROWSER") == "required"
+        (pytest.fail if needed else pytest.skip)("chromium or playwright is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=driver.CHROMIUM, args=driver.SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def shot():
+    """Keeps a picture of a page."""
+    SHOTS.mkdir(exist_ok=True)
+
+    def take(page, name, **options):
+        page.screenshot(path=SHOTS / f"{name}.png", **options)
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def nuclei():
+    """A synthetic image whose objects are known."""
+    return ullsam.generate("fluorescence_nuclei", seed=3)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, nuclei):
+    """A folder with a notebook and the images that it shows."""
+    folder = tmp_path_factory.mktemp("lab")
+    other = ullsam.generate("fluorescence_nuclei", seed=4)
+    wide = np.full((360, 640), 40, np.uint8)
+    for x, y in LANDMARKS:
+        wide[y - 4 : y + 5, x - 4 : x + 5] = 250
+    grey = [sample.image[..., 0].astype(np.uint16) * 200 + 1000 for sample in (other, nuclei)]
+    tifffile.imwrite(folder / "stack.tif", np.stack(grey))
+    tifffile.imwrite(folder / "wide.tif", wide)
+    tifffile.imwrite(folder / "cells.tif", nuclei.image[..., 0])
+    cells = [SETUP, *(f"show('{name}.tif')" for name in ("cells", "stack", "wide"))]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(text.strip()) for text in cells])
+    nbformat.write(notebook, folder / "try.ipynb")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lab(chromium, folder):
+    """Address of JupyterLab in that folder."""
+    with driver.lab(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def app(chromium, tmp_path_factory):
+    """Address of the app."""
+    with driver.app(tmp_path_factory.mktemp("app")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def objects(nuclei):
+    """(mask bool (H, W), a pixel (x, y) well inside) of each whole object, the largest first."""
+    labels = nuclei.labels
+    border = np.unique(np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]))
+    masks = [labels == number for number in np.unique(labels) if number not in border]
+    return [(mask, middle(mask)) for mask in sorted(masks, key=np.sum, reverse=True)]
+
+
+def middle(mask):
+    """The pixel (x, y) of an object that is farthest from its border."""
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
