@@ -68,7 +68,7 @@ class SegmentationObjective(nn.Module):
     def __init__(self, model: ULLSAM, config: TrainConfig):
         super().__init__()
         self.model, self.config = model, config
-        self.encoder = EncoderObjective(model, config) if config.dense_weight else None
+        self.encoder = EncoderObjective(model, config) if config.dense_weight or config.word_weight else None
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         model, origin, c = self.model, batch["origin"], self.config

@@ -76,14 +76,14 @@ def test_captions_can_be_kept_in_stage_three(tmp_path):
     torch.testing.assert_close(plain["bce"], losses["bce"])
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_words_can_be_learned_beside_the_masks(stage):
-    config = replace(SMALL, stage=stage, word_weight=0.5, dense_weight=1.0, sentences=1)
+@pytest.mark.parametrize("stage, dense", [(0, 1.0), (3, 1.0), (3, 0.0)])
+def test_words_can_be_learned_beside_the_masks(stage, dense):
+    config = replace(SMALL, stage=stage, word_weight=0.5, dense_weight=dense, sentences=1)
     batch = Batches(mixture(), config, 64, 16, 1)[0]
     assert all(text.count(".") == 1 for text in batch["caption"])
     model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
     losses = STAGES[stage].objective(model, config)(batch)
-    rest = sum(losses.get(name, 0) for name in ("bce", "dice", "dense"))
+    rest = sum(losses.get(name, 0) for name in ("bce", "dice")) + dense * losses["dense"]
     torch.testing.assert_close(losses["loss"], rest + 0.5 * losses["words"])
     losses["words"].backward()
     assert any(p.grad is not None and p.grad.any() for p in model.sam.image_encoder.parameters())
