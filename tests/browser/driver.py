@@ -18,7 +18,10 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--mute-audio"]
+SWITCHES = [
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+    "--disable-component-update", "--mute-audio",
+]  # fmt: skip
 PATIENCE = 240  # seconds for a server or a kernel to start on a busy machine
 SLOWEST = 60  # seconds for the answer to a gesture, a description included
 LAB_SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
