@@ -17,10 +17,9 @@ import cv2
 import ipywidgets
 import numpy as np
 
-from ullsam.data.io import IMAGE_SUFFIXES
+from ullsam.data.io import IMAGE_SUFFIXES, png
 from ullsam.data.synthetic import generate
 from ullsam.errors import InputError
-from ullsam.widgets.annotations import png
 from ullsam.widgets.click import ClickToSegment
 from ullsam.widgets.export import numbered
 from ullsam.widgets.files import FileExchange

@@ -20,7 +20,7 @@ from ullsam.checkpoints.files import read_json
 from ullsam.checkpoints.hub import local_folder
 from ullsam.config import ModelConfig
 from ullsam.data.io import to_rgb8
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 from ullsam.model import SHIPPED, ULLSAM, load
 from ullsam.predictor import Predictor
 from ullsam.sam import Prompts, encode_image
@@ -55,19 +55,15 @@ class Baseline(nn.Module):
     """A network without language: what `Predictor` and `evaluate` ask of a model."""
 
     vlsa = llm = None
+    device, llm_or_raise = ULLSAM.device, ULLSAM.llm_or_raise
 
     def __init__(self, net: nn.Module, name: str):
         super().__init__()
         self.net, self.config = net, SimpleNamespace(name=name)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     def image_tokens(self, features):
         """There are none: one sentence says so."""
-        raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
+        self.llm_or_raise()
 
 
 class BaselinePredictor(Predictor):
@@ -189,9 +185,8 @@ def _open_transformers(folder: Path, name: str, device) -> HubPredictor:
         processor = processor_class.from_pretrained(folder)
         net, info = net_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder} could not be loaded ({reason}); download its config.json, preprocessor_config.json "
-                         "and model.safetensors again.") from error  # fmt: skip
+        raise InputError(f"{folder} could not be loaded ({reason(error)}); download its config.json, "
+                         "preprocessor_config.json and model.safetensors again.") from error  # fmt: skip
     absent = sorted(info["missing_keys"])
     if absent:
         raise InputError(f"{folder} lacks weights ({', '.join(absent[:3])}); download its model.safetensors again.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ullsam.data.corpus import Corpus, Record, Sample
+from ullsam.data.corpus import Corpus, Record, Sample, spaced
 from ullsam.errors import InputError
 from ullsam.metrics import hit_rate, image_dice, instance_scores, label_map_scores, merge_instances
 from ullsam.parallel import collect, share
@@ -197,9 +197,10 @@ def evaluate_words(
     return {
         "model": model.config.name, "data": _name(corpus), "split": split,
         "condition": "image" if shown is None else "shuffled", "seed": seed, "n_images": len(rows),
-        "modality": _mean(row["modality"] for row in rows), "structure": _mean(row["structure"] for row in rows),
+        "modality": mean_of_known(row["modality"] for row in rows),
+        "structure": mean_of_known(row["structure"] for row in rows),
         "distinct": len({row["text"] for row in rows}),
-        "contradicted": _mean(len(row["contradictions"]) for row in rows),
+        "contradicted": mean_of_known(len(row["contradictions"]) for row in rows),
         "seconds": round(time.perf_counter() - start, 3), "per_image": rows,
     }  # fmt: skip
 
@@ -296,9 +297,7 @@ def select_records(corpus: Corpus, split: str | None, seed: int, limit: int | No
         raise InputError(f"seed is {seed} and limit {limit}; give a seed of 0 or more and a limit of 1 or more.")
     wanted = set(corpus.select(split))
     chosen = [(index, record) for index, record in enumerate(corpus.records) if record in wanted]
-    count = len(chosen)
-    kept = min(count, limit or count)
-    return [chosen[(2 * i + 1) * count // (2 * kept)] for i in range(kept)]
+    return spaced(chosen, limit)
 
 
 def _tell_empty(count: int, corpus: Corpus) -> None:
@@ -322,7 +321,7 @@ def _other(corpus: Corpus, rng: np.random.Generator) -> np.ndarray:
     return corpus.read(corpus.records[rng.integers(len(corpus.records))]).image
 
 
-def _mean(values) -> float | None:
+def mean_of_known(values) -> float | None:
     """Mean of the values that are not None; None if none is left."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

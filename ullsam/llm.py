@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ullsam.config import LlmConfig
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -192,10 +192,9 @@ def _load_hugging_face(folder: str | Path, pretrained: bool):
         with _quiet_transformers():
             return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"The language model {folder} could not be loaded ({reason}); check its name, or download it and pass its "
-            "folder."
+            f"The language model {folder} could not be loaded ({reason(error)}); check its name, or download it and pass "
+            "its folder."
         ) from error
 
 

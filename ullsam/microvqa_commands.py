@@ -96,15 +96,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _questions(args: argparse.Namespace) -> list:
+    from ullsam.data.corpus import spaced
     from ullsam.data.question_files import read_questions
     from ullsam.data.questions import synthetic_questions
 
     if args.data == "synthetic":
-        questions = synthetic_questions(args.count, args.seed)
-    else:
-        questions = read_questions(args.data, args.split)
-    count, kept = len(questions), min(len(questions), args.limit or len(questions))
-    return [questions[(2 * i + 1) * count // (2 * kept)] for i in range(kept)]
+        return spaced(synthetic_questions(args.count, args.seed), args.limit)
+    return spaced(read_questions(args.data, args.split), args.limit)
 
 
 def _run(args: argparse.Namespace, model, questions: list, method: str, image: str) -> dict:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ullsam.errors import InputError
+from ullsam.evaluate import mean_of_known
 
 BEGIN, END = "<!-- results: python -m ullsam readme -->", "<!-- end of results -->"
 ARMS = {"tiny": "uLLSAM-tiny", "tiny_novlk": "without VLK", "usam_tiny": "uSAM-tiny"}  # file prefix -> column
@@ -76,7 +77,7 @@ def _words(result: dict, shuffled: dict | None) -> str:
     for i, row in enumerate(result["results"]):
         lines.append(_row([row["data"], row["n_images"], row["distinct"]]
                           + [_number(arms[arm]["results"][i][key]) for key, arm in columns]))  # fmt: skip
-    means = [_number(_mean(arms[arm]["results"], key)) for key, arm in columns]
+    means = [_number(mean_of_known(row[key] for row in arms[arm]["results"])) for key, arm in columns]
     lines.append(_row(["**mean of the datasets**", "", "", *(f"**{value}**" for value in means)]))
     return "\n".join([*lines, f"\n{_command(result)}.\n"])
 
@@ -101,11 +102,6 @@ def _clicks(result: dict) -> str:
     times = f"{result['median_ms']:.0f} ms (median), {result['p95_ms']:.0f} ms (95 %) of {result['clicks']} clicks"
     where = f"{c['front_end']}, {c['image']}, {c['model']}, {c['threads']} thread of {c['cores']} cores"
     return f"**From a click to its mask on the page**: {times}; {where}; {c['note']}. {_command(result)}.\n"
-
-
-def _mean(rows: list[dict], key: str) -> float | None:
-    known = [row[key] for row in rows if row[key] is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _command(result: dict) -> str:

@@ -16,7 +16,7 @@ from ullsam.checkpoints.files import read_json
 from ullsam.checkpoints.hub import WEIGHTS, local_folder
 from ullsam.data.io import to_rgb8
 from ullsam.data.questions import Question
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 FILES = (*WEIGHTS, "*.jinja", "*.txt", "*.model")  # chat template and tokenizer come in several files
 
@@ -44,8 +44,7 @@ class VisionLanguageModel:
             processor = AutoProcessor.from_pretrained(folder)
             model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{name} could not be loaded as a vision-language model ({reason}); give one that "
+            raise InputError(f"{name} could not be loaded as a vision-language model ({reason(error)}); give one that "
                              "transformers knows as image-text-to-text.") from error  # fmt: skip
         if info["missing_keys"] or not hasattr(processor, "tokenizer"):
             lacking = ", ".join(sorted(info["missing_keys"])[:3]) or "a tokenizer"

@@ -1,11 +1,12 @@
-"""A predictor that draws instead of computing, for tests of what is built around a network."""
+"""What several test files need: a predictor that draws instead of computing, and small corpora."""
 
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
-from ullsam import InputError
+from ullsam import InputError, generate, write_labels
 
 
 class _Discs:
@@ -46,3 +47,19 @@ class _Discs:
 def Discs():
     """The class of predictors that draw discs."""
     return _Discs
+
+
+@pytest.fixture(scope="session")
+def make_corpus():
+    """A function that makes images/ and masks/ of `count` synthetic images of 64 pixels in a folder, and returns it."""
+
+    def make(folder, count, name="{}.png"):
+        for i in range(count):
+            sample = generate("fluorescence_nuclei", i, 64)
+            for part in ("images", "masks"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "images" / name.format(i)), sample.image[..., ::-1])
+            write_labels(folder / "masks" / name.format(i), sample.labels)
+        return folder
+
+    return make

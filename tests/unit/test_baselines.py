@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,7 @@ import transformers as hf
 from skimage.transform import resize
 from torch.nn import functional as F
 
-from ullsam import InputError, build_sam, generate, preset, write_labels
+from ullsam import InputError, build_sam, generate, preset
 from ullsam.__main__ import main
 from ullsam.baselines import MedSamPredictor, open_predictor
 from ullsam.evaluate import SCORES
@@ -212,15 +211,8 @@ def test_sam_and_usam_files_are_fed_as_sam(sam_file):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "nuclei"
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True)
-    for i in range(3):
-        sample = generate("fluorescence_nuclei", i, 64)
-        cv2.imwrite(str(folder / "images" / f"{i}.png"), sample.image)
-        write_labels(folder / "masks" / f"{i}.png", sample.labels)
-    return folder
+def data(tmp_path_factory, make_corpus):
+    return make_corpus(tmp_path_factory.mktemp("data") / "nuclei", 3)
 
 
 def test_every_model_in_one_protocol(folders, sam_file, data, tmp_path, capsys):

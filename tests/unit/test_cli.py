@@ -2,10 +2,9 @@
 
 import json
 
-import cv2
 import pytest
 
-from ullsam import ULLSAM, generate, write_labels
+from ullsam import ULLSAM
 from ullsam.__main__ import main
 from ullsam.evaluate import SCORES
 
@@ -21,16 +20,10 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path, make_corpus):
     """Two corpora of two images; only the first has a table and facts."""
     for name in ("first", "second"):
-        folder = tmp_path / name
-        for part in ("images", "masks"):
-            (folder / part).mkdir(parents=True)
-        for i in range(2):
-            sample = generate("fluorescence_nuclei", i, 64)
-            cv2.imwrite(str(folder / "images" / f"{i}.png"), sample.image)
-            write_labels(folder / "masks" / f"{i}.png", sample.labels)
+        make_corpus(tmp_path / name, 2)
     (tmp_path / "first" / "images.csv").write_text("file,split\n0.png,train\n1.png,test\n")
     (tmp_path / "first" / "meta.json").write_text('{"name": "n", "modality": "fluorescence", "structure": "nucleus"}')
     return [str(tmp_path / "first"), str(tmp_path / "second")]

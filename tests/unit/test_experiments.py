@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import pytest
 
 import ullsam
@@ -13,13 +12,8 @@ from ullsam.experiments import log_run
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    folder = tmp_path / "cells"
-    for i in range(2):
-        sample = ullsam.generate("fluorescence_nuclei", i, 64)
-        for kind, array in (("images", sample.image[..., ::-1]), ("masks", sample.labels.astype("uint16"))):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / kind / f"{i:04d}.png"), array)
+def corpus(tmp_path, make_corpus):
+    folder = make_corpus(tmp_path / "cells", 2, "{:04d}.png")
     (folder / "images.csv").write_text("file,source_id,split\n0000.png,a,train\n0001.png,b,val\n")
     return Corpus(folder)
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import cv2
 import pytest
 import torch
 
@@ -14,13 +13,8 @@ from ullsam.recipes import RECIPES, Recipe, run_recipe, ship
 
 
 @pytest.fixture
-def corpora(tmp_path):
-    folder = tmp_path / "corpora" / "in_domain" / "cells"
-    for i in range(2):
-        sample = ullsam.generate("fluorescence_nuclei", i, 64)
-        for kind, array in (("images", sample.image[..., ::-1]), ("masks", sample.labels.astype("uint16"))):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / kind / f"{i:04d}.png"), array)
+def corpora(tmp_path, make_corpus):
+    folder = make_corpus(tmp_path / "corpora" / "in_domain" / "cells", 2, "{:04d}.png")
     (folder / "images.csv").write_text("file,source_id,split\n0000.png,a,train\n0001.png,b,test\n")
     return tmp_path / "corpora"
 

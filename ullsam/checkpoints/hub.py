@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 CONFIGS = ("*.json", "tokenizer.model")
 WEIGHTS = (*CONFIGS, "*.safetensors")
@@ -29,6 +29,5 @@ def local_folder(name: str | Path, files: tuple[str, ...] = WEIGHTS) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(files)))
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason}); "
+        raise InputError(f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason(error)}); "
                          "download it elsewhere and give its folder.") from error  # fmt: skip

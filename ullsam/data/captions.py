@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from ullsam.data.io import renumbered
 from ullsam.data.phrases import (
     MODALITIES,
     STRUCTURES,
@@ -121,7 +122,7 @@ def _consecutive(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels with ids 1..n, int64, and n."""
     ids = np.maximum(labels.astype(np.int64), 0)
     if ids.max(initial=0) > 4 * ids.size:
-        ids = np.unique(ids, return_inverse=True)[1].reshape(ids.shape) + (0 if (ids == 0).any() else 1)
+        ids = renumbered(ids)
     present = np.bincount(ids.ravel()) > 0
     present[0] = False
     return np.where(present, np.cumsum(present), 0)[ids], int(present.sum())

@@ -3,13 +3,17 @@
 import csv
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ullsam.data.io import IMAGE_SUFFIXES, read_image, read_labels, to_rgb8
 from ullsam.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -197,3 +201,10 @@ def find_corpora(root: str | Path, role: str = "in_domain") -> list[Corpus]:
     if not found:
         raise InputError(f"{folder} holds no dataset; each needs a folder with images/ and masks/ inside.")
     return [Corpus(path) for path in found]
+
+
+def spaced(items: Sequence[T], limit: int | None) -> list[T]:
+    """`limit` of the items, evenly spaced; all of them for None."""
+    count = len(items)
+    kept = min(count, limit or count)
+    return [items[(2 * i + 1) * count // (2 * kept)] for i in range(kept)]

@@ -67,6 +67,12 @@ def as_labels(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.int32)
 
 
+def renumbered(labels: np.ndarray) -> np.ndarray:
+    """The same instances as 1, 2, ... in the order of their ids, which are not negative; 0 stays the background. Any shape."""
+    ids, places = np.unique(labels, return_inverse=True)
+    return places.reshape(labels.shape) + int(not (ids == 0).any())
+
+
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
     """Write a label image in one step: a reader sees the old file or the whole new one.
 
@@ -87,6 +93,11 @@ def write_labels(path: str | Path, labels: np.ndarray) -> None:
     write_atomic(path, content)
 
 
+def png(image: np.ndarray) -> bytes:
+    """The bytes of a PNG file: uint8 or uint16 (H, W), or RGB (H, W, 3)."""
+    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
 def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
@@ -99,7 +110,7 @@ def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
         raise InputError(f"{path} does not end in .png, .tif or .tiff; labels are written in these formats.")
     if labels.dtype != np.uint16:
         raise InputError(f"{path} cannot hold id {labels.max()}, a png has 16 bits; use the suffix .tif.")
-    return cv2.imencode(".png", labels)[1].tobytes()
+    return png(labels)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from ullsam.data.corpus import Corpus, Record, Sample
+from ullsam.data.io import renumbered
 from ullsam.errors import InputError
 
 
@@ -97,8 +98,7 @@ def _pack(sample: Sample) -> Sample:
     image = sample.image[..., 0].copy() if is_grey(sample.image) else sample.image
     labels = sample.labels
     if labels.max() > np.iinfo(np.uint16).max:
-        ids, places = np.unique(labels, return_inverse=True)
-        labels = places.reshape(labels.shape) + (ids[0] != 0)  # 0 stays the background only
+        labels = renumbered(labels)
     dtype = np.uint16 if labels.max() <= np.iinfo(np.uint16).max else np.int32
     return Sample(image, labels.astype(dtype), sample.meta, sample.name)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.io import to_rgb8
+from ullsam.data.io import png, to_rgb8
 from ullsam.data.questions import TASKS, Question
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 COLUMNS = ("key_question", "key_image", "question", "choices", "correct_index", "images_list", "task")
 FILE = "test-00000-of-00001.parquet"
@@ -76,7 +76,7 @@ def _columns(table, source) -> tuple:
     try:
         images = table.select_columns(["images_list"]).cast_column("images_list", List(Image(decode=False)))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source} has no images in the column images_list ({str(error).splitlines()[0]}); "
+        raise InputError(f"{source} has no images in the column images_list ({reason(error)}); "
                          "give questions in MicroVQA's layout.") from error  # fmt: skip
     return table.select_columns([name for name in COLUMNS if name != "images_list"]), images
 
@@ -105,9 +105,8 @@ def _open(source: str | Path) -> dict:
     try:
         return datasets.load_dataset(str(source))
     except Exception as error:  # hub, network, cache and pyarrow raise many kinds here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"The questions {source} could not be read ({reason}); download them elsewhere and give their "
-                         "folder.") from error  # fmt: skip
+        raise InputError(f"The questions {source} could not be read ({reason(error)}); download them elsewhere and give "
+                         "their folder.") from error  # fmt: skip
 
 
 def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
@@ -138,7 +137,4 @@ def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
 
 
 def _png(image) -> dict:
-    import cv2
-
-    rgb = to_rgb8(np.asarray(image))
-    return {"bytes": cv2.imencode(".png", rgb[..., ::-1])[1].tobytes(), "path": None}
+    return {"bytes": png(to_rgb8(np.asarray(image))), "path": None}

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 
 from ullsam.data.corpus import Corpus, Record
-from ullsam.data.io import read_image, to_rgb8
+from ullsam.data.io import png, read_image, to_rgb8
 from ullsam.datasets.biomedica import append_line, read_lines
 from ullsam.errors import InputError
 
@@ -122,8 +122,7 @@ def picture_url(path: Path, longest: int) -> str:
     if scale < 1:
         size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    content = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
 def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None = None) -> str:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from ullsam.data.io import write_atomic
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 SHARDS = "hf://datasets/BIOMEDICA/biomedica_webdataset_24M/commercial/*.tar"
 LEAST_SIDE = 20  # pixels; smaller pictures say nothing
@@ -79,10 +79,9 @@ class ShardStream:
         try:
             yield
         except Exception as error:  # datasets and the hub raise many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"{self.shards} could not be read ({reason}); accept the terms on the dataset's page, run `hf auth login`, "
-                "and run the same command again: it goes on where it stopped."
+                f"{self.shards} could not be read ({reason(error)}); accept the terms on the dataset's page, run "
+                "`hf auth login`, and run the same command again: it goes on where it stopped."
             ) from error
 
 

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from skimage.measure import label
 
-from ullsam.data.io import read_image, read_labels, to_rgb8, to_square, write_atomic, write_labels
+from ullsam.data.io import png, read_image, read_labels, to_rgb8, to_square, write_atomic, write_labels
+from ullsam.data.mixture import is_grey
 from ullsam.errors import InputError
 
 MIN_AREA = 12  # pixels of the written mask; smaller pieces are left out
@@ -125,7 +126,7 @@ class Writer:
             image, labels = square(image, labels, side)
         count = len(np.unique(labels[labels > 0]))
         if count:
-            write_atomic(self.folder / "images" / file, cv2.imencode(".png", _png_channels(image))[1].tobytes())
+            write_atomic(self.folder / "images" / file, png(image[..., 0] if is_grey(image) else image))
             write_labels(self.folder / "masks" / file, labels)
             facts = {"n_instances": count, "height": labels.shape[0], "width": labels.shape[1]}
             self.rows.append({"file": file, "source_id": item.source, "split": split, **facts, "note": item.note})
@@ -142,12 +143,6 @@ class Writer:
         facts = meta | counts | {"n_sources": len({row["source_id"] for row in self.rows}), "skipped": self.skipped}
         content = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
         write_atomic(self.folder / "meta.json", content.encode("utf-8"))
-
-
-def _png_channels(image: np.ndarray) -> np.ndarray:
-    """RGB as OpenCV writes it, one channel where all three are equal."""
-    grey = (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all()
-    return image[..., 0] if grey else np.ascontiguousarray(image[..., ::-1])
 
 
 def square(image: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,19 +163,17 @@ def square(image: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray
     return image, instances(padded)
 
 
-def instances(labels: np.ndarray, min_area: int = MIN_AREA) -> np.ndarray:
+def instances(labels: np.ndarray, min_area: int = MIN_AREA, connectivity: int = 1) -> np.ndarray:
     """Connected pieces of equal ids, numbered 1..n; an instance of a volume may lie in several pieces in one slice.
 
     Args:
-        labels: int (H, W), 0 background; min_area: smaller pieces become background, in pixels.
+        labels: int or bool (H, W), 0 background; min_area: smaller pieces become background, in pixels.
+        connectivity: 1 joins 4 neighbours, 2 joins 8.
     """
-    pieces = label(labels, connectivity=1)
-    counts = np.bincount(pieces.ravel())
-    kept = counts >= min_area
+    pieces = label(labels.astype(np.int32), connectivity=connectivity)
+    kept = np.bincount(pieces.ravel()) >= min_area
     kept[0] = False
-    numbers = np.zeros(len(counts), np.int32)
-    numbers[kept] = np.arange(1, kept.sum() + 1)
-    return numbers[pieces]
+    return (np.cumsum(kept) * kept)[pieces].astype(np.int32)
 
 
 def split_items(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:

@@ -13,7 +13,7 @@ import pooch
 import requests
 
 from ullsam.datasets.table import Dataset, Remote
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 BLOCK = 1 << 16  # bytes read at a time; what is lost when the connection drops
 
@@ -69,8 +69,8 @@ def download(remote: Remote, folder: Path) -> Path:
     try:
         return Path(pooch.retrieve(remote.url, known, path.name, path.parent, downloader=downloader))
     except requests.RequestException as error:
-        raise InputError(f"{remote.url} could not be downloaded ({_short(error)}); run the same command again, it goes on "
-                         f"where it stopped, {by_hand}.") from error  # fmt: skip
+        raise InputError(f"{remote.url} could not be downloaded ({reason(error)[:200]}); run the same command again, it "
+                         f"goes on where it stopped, {by_hand}.") from error  # fmt: skip
     except ValueError as error:
         raise InputError(f"{remote.url} gave another file than expected (its sha256 differs); run the same command again, "
                          f"{by_hand}.") from error  # fmt: skip
@@ -78,10 +78,6 @@ def download(remote: Remote, folder: Path) -> Path:
         raise InputError(
             f"{path} could not be written ({error.strerror}); free some space and run the same command again."
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def unpack(folder: Path) -> None:
@@ -164,7 +160,7 @@ def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
             os.replace(partial, target)
     except (Exception, SystemExit) as error:  # whatever torch-em, gdown or kaggle raise
         raise InputError(
-            f"{dataset.name} could not be fetched by torch-em ({_short(error)}); {by_hand(dataset, folder)}"
+            f"{dataset.name} could not be fetched by torch-em ({reason(error)[:200]}); {by_hand(dataset, folder)}"
         ) from error
     return True
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.measure import label
 
 from ullsam.data.io import read_image, read_labels, to_rgb8
-from ullsam.datasets.convert import Item
+from ullsam.datasets.convert import Item, instances
 from ullsam.datasets.table import Dataset, Remote
 from ullsam.errors import InputError
 
@@ -204,25 +203,17 @@ def _stretch(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip((image - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
-def _pieces(labels: np.ndarray, connectivity: int, min_area: int) -> np.ndarray:
-    """Connected pieces of equal ids from 1 on, without the smaller ones; connectivity 1 is 4 neighbours, 2 is 8."""
-    pieces = label(labels.astype(np.int32), connectivity=connectivity)
-    kept = np.bincount(pieces.ravel()) >= min_area
-    kept[0] = False
-    return (np.cumsum(kept) * kept)[pieces].astype(np.int32)
-
-
 RULES: dict[str, tuple[Callable[[Files, dict], Arrays], Callable[[np.ndarray], np.ndarray]]] = {
-    "axondeepseg_sem": (_axons, partial(_pieces, connectivity=1, min_area=20)),
-    "bbbc039_u2os_nuclei": (_bbbc039, partial(_pieces, connectivity=1, min_area=30)),
-    "dsb2018_brightfield_smear": (_dsb, partial(_pieces, connectivity=2, min_area=12)),
-    "dsb2018_fluorescence": (partial(_dsb, stretch=True), partial(_pieces, connectivity=2, min_area=12)),
-    "emps_particles_em": (_emps, partial(_pieces, connectivity=2, min_area=12)),
-    "usiigaci_phase_contrast": (_usiigaci, partial(_pieces, connectivity=2, min_area=30)),
-    "vnc_mitochondria": (partial(_vnc, mitochondria=True), partial(_pieces, connectivity=1, min_area=60)),
-    "vnc_neurites": (partial(_vnc, mitochondria=False), partial(_pieces, connectivity=1, min_area=150)),
-    "busi_ultrasound": (_busi, partial(_pieces, connectivity=2, min_area=1)),
-    "dsb2018_stained_tissue": (partial(_dsb, colour=True), partial(_pieces, connectivity=2, min_area=12)),
-    "glas_glands": (_glas, partial(_pieces, connectivity=2, min_area=1)),
-    "nasa_superalloy_sem": (_superalloy, partial(_pieces, connectivity=1, min_area=15)),
+    "axondeepseg_sem": (_axons, partial(instances, connectivity=1, min_area=20)),
+    "bbbc039_u2os_nuclei": (_bbbc039, partial(instances, connectivity=1, min_area=30)),
+    "dsb2018_brightfield_smear": (_dsb, partial(instances, connectivity=2, min_area=12)),
+    "dsb2018_fluorescence": (partial(_dsb, stretch=True), partial(instances, connectivity=2, min_area=12)),
+    "emps_particles_em": (_emps, partial(instances, connectivity=2, min_area=12)),
+    "usiigaci_phase_contrast": (_usiigaci, partial(instances, connectivity=2, min_area=30)),
+    "vnc_mitochondria": (partial(_vnc, mitochondria=True), partial(instances, connectivity=1, min_area=60)),
+    "vnc_neurites": (partial(_vnc, mitochondria=False), partial(instances, connectivity=1, min_area=150)),
+    "busi_ultrasound": (_busi, partial(instances, connectivity=2, min_area=1)),
+    "dsb2018_stained_tissue": (partial(_dsb, colour=True), partial(instances, connectivity=2, min_area=12)),
+    "glas_glands": (_glas, partial(instances, connectivity=2, min_area=1)),
+    "nasa_superalloy_sem": (_superalloy, partial(instances, connectivity=1, min_area=15)),
 }

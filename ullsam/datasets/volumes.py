@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ullsam.data.io import renumbered
 from ullsam.datasets.convert import Item, read_pair
 from ullsam.errors import InputError
 
@@ -73,8 +74,7 @@ def _small_ids(ids: np.ndarray) -> np.ndarray:
     if ids.dtype.kind == "i":
         ids = np.where(ids < 0, 0, ids)
     if ids.max(initial=0) > np.iinfo(np.int32).max:
-        values, places = np.unique(ids, return_inverse=True)
-        ids = places.reshape(ids.shape) + int(values[0] != 0)
+        ids = renumbered(ids)
     return ids.astype(np.int32)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from ullsam.widgets.instances import Region, regions
@@ -35,8 +34,3 @@ class Annotations:
         for page in sorted(self.labels):
             for number, region in regions(self.labels[page]).items():
                 yield page, number, self.names.get(number, PLAIN_NAME), region
-
-
-def png(image: np.ndarray) -> bytes:
-    """uint8 (H, W) or RGB (H, W, 3) as a file."""
-    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()

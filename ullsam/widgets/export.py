@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ullsam.data.io import write_atomic
+from ullsam.data.io import png, write_atomic
 from ullsam.errors import InputError
 from ullsam.overlay import overlay
-from ullsam.widgets.annotations import PLAIN_NAME, Annotations, png
+from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.export_corpus import csv_text, write_corpus
 from ullsam.widgets.export_imagej import write_rois, write_tiff
 from ullsam.widgets.instances import Region, regions

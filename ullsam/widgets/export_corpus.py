@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.io import write_atomic, write_labels
+from ullsam.data.io import png, write_atomic, write_labels
 from ullsam.evaluate import write_json
-from ullsam.widgets.annotations import PLAIN_NAME, Annotations, png
+from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.instances import regions
 
 COLUMNS = ("file", "source_id", "split", "n_instances", "height", "width")  # of a corpus's images.csv

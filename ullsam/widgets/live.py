@@ -24,10 +24,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ullsam.charts import DPI, Picture
-from ullsam.data.io import to_rgb8
+from ullsam.data.io import png, to_rgb8
 from ullsam.errors import InputError
 from ullsam.predictor import Predictor
-from ullsam.widgets.annotations import png
 
 WRAP = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")  # side by side, or below on a narrow screen
 
