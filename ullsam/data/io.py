@@ -68,7 +68,7 @@ def as_labels(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def renumbered(labels: np.ndarray) -> np.ndarray:
-    """The same instances as 1, 2, ... in the order of their ids, which are not negative; 0 stays the background. Any shape."""
+    """The same instances as 1, 2, ... in the order of their ids, none negative; 0 stays the background. Any shape."""
     ids, places = np.unique(labels, return_inverse=True)
     return places.reshape(labels.shape) + int(not (ids == 0).any())
 
