@@ -30,6 +30,7 @@ DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0
 KINDS = replace(SEGMENT, prompts=MORE_PROMPTS, far_share=0.2, word_weight=0.2, sentences=1)
 WIDE = replace(KINDS, lr=3e-4, batch_size=2, view=384, instances=12, seed=1, sentences=0)
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30, prompts=(), box_share=0.0)
+SHAPES = (*STYLES, *3 * ("shapes", "packed_shapes"))  # random textures more often than each kind of microscopy
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Recipe:
     train: TrainConfig  # how
     start: str | None = None  # recipe whose result it starts from; None: random weights
     synthetic_share: float = 0.25  # share of synthetic images
+    styles: tuple[str, ...] = tuple(STYLES)  # of the synthetic images, each entry equally often
     sources: str = "in_domain"  # role folder of the real images, always their train split
 
 
@@ -48,10 +50,12 @@ RECIPES = {
     "base": Recipe(PLAIN, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
     "settle": Recipe(PLAIN, replace(SEGMENT, steps=300, lr=3e-4, seed=1), start="base"),
     "kinds": Recipe(USAM_TINY, replace(KINDS, steps=700, seed=2), start="settle"),
-    "align": Recipe(TINY, replace(CAPTION, steps=300, sentences=1), start="kinds"),
+    "wide": Recipe(USAM_TINY, replace(WIDE, steps=300), start="kinds"),
+    "shapes": Recipe(USAM_TINY, replace(KINDS, steps=3400, lr=1e-3, seed=3), "wide", 0.35, SHAPES),
+    "align": Recipe(TINY, replace(CAPTION, steps=300, sentences=1), start="shapes"),
     "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(WIDE, steps=300, caption_weight=0.2), start="sft"),
-    "usam-tiny": Recipe(USAM_TINY, replace(WIDE, steps=300), start="kinds"),
+    "ullsam-tiny": Recipe(TINY, replace(WIDE, steps=200, seed=4, caption_weight=0.2), "sft", 0.35, SHAPES),
+    "usam-tiny": Recipe(USAM_TINY, replace(WIDE, steps=200, seed=4), "shapes", 0.35, SHAPES),
 }
 
 
@@ -71,7 +75,7 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
     if recipe.start:
         load_parts(model, folder / recipe.start)
     corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
-    mixture = Mixture(corpora, list(STYLES), recipe.synthetic_share)
+    mixture = Mixture(corpora, recipe.styles, recipe.synthetic_share)
     fit(model, recipe.train, mixture, folder / name, progress)
     return folder / name
 

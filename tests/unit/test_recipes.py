@@ -46,10 +46,10 @@ def test_the_chain_ends_in_weights_that_load(tmp_path, corpora, small):
 
 
 def test_a_run_starts_from_the_run_before(tmp_path, corpora, small):
-    for name in ("encoder", "base", "settle", "kinds", "align"):
+    for name in ("encoder", "base", "settle", "kinds", "wide", "shapes", "align"):
         run_recipe(name, tmp_path, corpora, progress=False)
-    kinds, align = (ullsam.load(tmp_path / name) for name in ("kinds", "align"))
-    parts = [(kinds.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
+    shapes, align = (ullsam.load(tmp_path / name) for name in ("shapes", "align"))
+    parts = [(shapes.sam.state_dict()[k], v) for k, v in align.sam.state_dict().items()]
     assert all(torch.equal(a, b) for a, b in parts)
 
 

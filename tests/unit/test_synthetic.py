@@ -124,3 +124,11 @@ def test_depth_is_zero_on_the_border_between_touching_objects():
 def test_bad_arguments_are_named(style, seed, size, word):
     with pytest.raises(InputError, match=word):
         generate(style, seed, size)
+
+
+def test_drawings_hold_small_and_large_bodies_in_grey_and_in_colour():
+    samples = [generate(style, seed) for style in ("shapes", "packed_shapes") for seed in range(12)]
+    areas = np.concatenate([np.bincount(sample.labels.ravel())[1:] for sample in samples])
+    assert areas.min() < 100 and areas.max() > 0.1 * 256**2
+    coloured = [bool((sample.image[..., :1] != sample.image).any()) for sample in samples]
+    assert 4 <= sum(coloured) <= 20

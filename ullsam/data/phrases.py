@@ -55,6 +55,7 @@ MODALITIES = (
     Modality("endoscopy", r"(?i)endoscop|colonoscop", r"(?i)\bendoscop\w+|\bcolonoscop\w+"),
     Modality("dermoscopy", r"(?i)dermoscop|dermatoscop", r"(?i)\bderm(?:at)?oscop\w+"),
     Modality("fundus photography", r"(?i)fundus", r"(?i)\bfundus\b"),
+    Modality("computer drawing", r"(?i)computer drawing", r"(?i)\bcomputer drawing\b"),
 )
 STRUCTURES = (
     Structure("nucleus", "nuclei", r"nucle(us|i\b)", r"\bnucle(?:us|i)\b"),
@@ -68,6 +69,7 @@ STRUCTURES = (
     Structure("lesion", "lesions", r"lesion|tumou?r", r"\blesions?\b|\btumou?rs?\b"),
     Structure("bacterium", "bacteria", r"bacteri", r"\bbacteri(?:um|a)\b|\bbacterial cells?\b"),
     Structure("vessel", "vessels", r"\bvessel", r"\b(?:blood )?vessels?\b"),
+    Structure("drawn body", "drawn bodies", r"drawn bod", r"\bdrawn bod(?:y|ies)\b"),
     Structure("polyp", "polyps", r"polyp", r"\bpolyps?\b"),
     Structure("cell", "cells", r"\bcells?\b",
               r"(?<!bacterial )\bcells?\b(?!\s+(?:nucle|culture|smear|membrane|wall|bod))"),

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from ullsam.data import synthetic_scenes as scenes
+from ullsam.data import synthetic_textures as textures
 from ullsam.data.corpus import Sample
 from ullsam.data.synthetic_parts import Pen
 from ullsam.errors import InputError
@@ -68,6 +69,12 @@ def _styles() -> dict[str, Style]:
         "ultrasound_lesion": (
             scenes.ultrasound, "medical", "B-mode ultrasound", "soft tissue", "lesion",
             "ultrasound image of soft tissue with dark lesions in speckle"),
+        "shapes": (
+            textures.shapes, "drawing", "computer drawing", "random texture", "drawn body",
+            "drawing of random bodies on a random ground"),
+        "packed_shapes": (
+            textures.packed_shapes, "drawing", "computer drawing", "random texture", "drawn body",
+            "drawing of random bodies that touch"),
     }
     return {name: _style(name, *row) for name, row in rows.items()}
 
