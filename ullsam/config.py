@@ -28,7 +28,7 @@ class SamConfig:
         1.0  # spread of the frequencies of SAM's position code; more tells near places apart
     )
     stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
-    summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is added to every place
+    summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is told the language model
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
 

@@ -2,12 +2,12 @@
 
 SAM's grid has one place per 16 pixels, and many objects are smaller than that. A convolutional stem takes the place of
 the patch embedding, its finer maps are refined once per image and handed to the mask decoder, and the decoder is told
-where the clicks are at a quarter of the image's resolution.
+where the clicks are, and what is there, at a quarter of the image's resolution.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from segment_anything.modeling import MaskDecoder
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 STRIDE = 4  # pixels per place of the finest map
 REACHES = (4.0, 16.0, 64.0)  # how far a click is felt, pixels
 CLICK_CHANNELS = 2 * len(REACHES) + 1  # inside and outside points at each reach, and the box
+
+
+class Clicks(NamedTuple):
+    """What the clicks on B*I objects say beside SAM's tokens."""
+
+    near: Tensor  # (B*I, 7, 4h, 4w), see `click_maps`
+    offset: Tensor  # (B*I, 2, 4h, 4w), see `click_offsets`
+    found: Tensor  # (B*I, 2 * (b + c)), see `features_at_clicks`
 
 
 def instance_norm(width: int, scale: float = 1.0) -> nn.GroupNorm:
@@ -72,10 +80,11 @@ class ConvStem(nn.Module):
 
 
 class Summary(nn.Module):
-    """What kind of image it is, said at every place: mean and spread of the stem's maps, through a small MLP.
+    """What kind of image it is, for the language model: mean and spread of the stem's maps, through a small MLP.
 
     `instance_norm` leaves no trace of the whole image in the features; this brings it back where a language model needs
-    it. Texture statistics tell kinds of microscopy apart. Adds nothing before training.
+    it, and only there: beside it, what differs between places would be lost on the mask decoder. Texture statistics
+    tell kinds of microscopy apart. Says nothing before training.
     Source: the global vector of squeeze and excitation (Hu et al. 2018), added instead of multiplied.
     """
 
@@ -128,16 +137,23 @@ class FineMaskDecoder(MaskDecoder):
         self.click_quarter, self.click_eighth = (nn.Conv2d(CLICK_CHANNELS, n, 1) for n in (fine, coarse))
         self.refine_eighth = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=n, dilation=n) for n in (1, 2))
         self.refine_quarter = nn.Conv2d(fine, fine, 3, padding=1)
+        self.offset_quarter, self.offset_eighth = (nn.Conv2d(2, n, 1, bias=False) for n in (fine, coarse))
+        self.anchor = nn.Linear(2 * sum(widths), transformer_dim)  # the object's looks, for its mask tokens
+        for layer in (self.offset_quarter, self.offset_eighth, self.anchor):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)  # the decoder learns without them first
 
-    def upscale(self, src: Tensor, skips: tuple[Tensor, Tensor], clicks: Tensor) -> Tensor:
-        """Mask embedding (B*I, C/8, 4h, 4w) of the attended src (B*I, C, h, w), the finer maps of B images, and the
-        click maps (B*I, 7, 4h, 4w)."""
+    def upscale(self, src: Tensor, skips: tuple[Tensor, Tensor], clicks: Clicks) -> Tensor:
+        """Mask embedding (B*I, C/8, 4h, 4w) of the attended src (B*I, C, h, w), the finer maps of B images, and what
+        their clicks say."""
         enlarge, norm, act, enlarge_again, _ = self.output_upscaling
         quarter, eighth = (per_instance(x, len(src)) for x in (self.skip_quarter(skips[0]), self.skip_eighth(skips[1])))
-        x = act(norm(enlarge(src) + eighth) + self.click_eighth(F.avg_pool2d(clicks, 2)))  # (B*I, C/4, 2h, 2w)
+        near, offset = (F.avg_pool2d(x, 2) for x in clicks[:2])  # (B*I, 7, 2h, 2w) and (B*I, 2, 2h, 2w)
+        x = act(norm(enlarge(src) + eighth) + self.click_eighth(near) + self.offset_eighth(offset))  # (B*I, C/4, 2h, 2w)
         for refine in self.refine_eighth:
             x = x + act(refine(x))
-        x = act(enlarge_again(x) + quarter + self.click_quarter(clicks))  # (B*I, C/8, 4h, 4w)
+        x = enlarge_again(x) + quarter + self.click_quarter(clicks.near) + self.offset_quarter(clicks.offset)
+        x = act(x)  # (B*I, C/8, 4h, 4w)
         return x + act(self.refine_quarter(x))
 
 
@@ -146,6 +162,12 @@ def per_instance(x: Tensor, total: int) -> Tensor:
     if len(x) == total:
         return x
     return x.expand(total, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(total // len(x), dim=0)
+
+
+def read_clicks(prompts: Prompts, skips: tuple[Tensor, Tensor]) -> Clicks:
+    """All that the decoder is told of the clicks; `skips` are the finer maps of the B images."""
+    size = skips[0].shape[2:]
+    return Clicks(click_maps(prompts, size), click_offsets(prompts, size), features_at_clicks(prompts, skips))
 
 
 def click_maps(prompts: Prompts, size: tuple[int, int]) -> Tensor:
@@ -161,9 +183,8 @@ def click_maps(prompts: Prompts, size: tuple[int, int]) -> Tensor:
         2022), with SAM's points.
     """
     shape = next(x.shape[:2] for x in prompts if x is not None)
-    device = next(x.device for x in prompts if x is not None)
-    ys, xs = (STRIDE * (torch.arange(n, device=device) + 0.5) for n in size)  # centres, pixel edges at whole numbers
-    maps = torch.zeros(shape.numel(), CLICK_CHANNELS, *size, device=device)
+    ys, xs = _centres(prompts, size)
+    maps = torch.zeros(shape.numel(), CLICK_CHANNELS, *size, device=xs.device)
     if prompts.points is not None:
         points, labels = prompts.points.flatten(0, 1) + 0.5, prompts.labels.flatten(0, 1)  # (B*I, P, 2), (B*I, P)
         x, y = points[..., 0, None], points[..., 1, None]  # (B*I, P, 1)
@@ -178,3 +199,50 @@ def click_maps(prompts: Prompts, size: tuple[int, int]) -> Tensor:
         inside = ((xs > x0) & (xs < x1))[:, None] & ((ys > y0) & (ys < y1))[..., None]  # (B*I, 4h, 4w)
         maps[:, -1] = inside.float()
     return maps
+
+
+def click_offsets(prompts: Prompts, size: tuple[int, int]) -> Tensor:
+    """In which direction the clicked object lies from every place, (B*I, 2, 4h, 4w) in -1..1, x first.
+
+    tanh(distance / 64 px) to the middle of the inside points, or of the box where there are none. Together with the
+    encoder's guess of where each place's own object has its centre, this tells one object from its neighbours.
+    """
+    points, labels = _as_points(prompts)
+    x, y = _mean(points, labels == 1).unbind(1)  # each (B*I,)
+    ys, xs = _centres(prompts, size)
+    right, down = torch.tanh((xs - x[:, None]) / REACHES[-1]), torch.tanh((ys - y[:, None]) / REACHES[-1])
+    return torch.stack([right[:, None].expand(-1, size[0], -1), down[:, :, None].expand(-1, -1, size[1])], dim=1)
+
+
+def features_at_clicks(prompts: Prompts, skips: tuple[Tensor, Tensor]) -> Tensor:
+    """What the finer maps (B, b, 4h, 4w) and (B, c, 2h, 2w) hold at the inside points of each object, then at its outside
+    points, on average: (B*I, 2 * (b + c)); 0 where there are none."""
+    points, labels = _as_points(prompts)
+    grid = points.unflatten(0, (len(skips[0]), -1))  # (B, I, P, 2)
+    side = points.new_tensor(skips[0].shape[:1:-1]) * STRIDE  # width and height, pixels
+    maps = [F.grid_sample(x.float(), 2 * grid / side - 1, align_corners=False) for x in skips]  # (B, b, I, P)
+    found = torch.cat(maps, dim=1).permute(0, 2, 3, 1).flatten(0, 1)  # (B, b + c, I, P) -> (B*I, P, b + c)
+    return torch.cat([_mean(found, labels == kind) for kind in (1, 0)], dim=1)
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen (B*I, P) of the values (B*I, P, n), 0 where none is: (B*I, n)."""
+    weights = chosen[..., None].to(values.dtype)
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _as_points(prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Points (B*I, P, 2), whole numbers being pixel edges, and their labels (B*I, P); a box is its middle, inside."""
+    if prompts.points is not None:
+        return prompts.points.flatten(0, 1) + 0.5, prompts.labels.flatten(0, 1)
+    if prompts.boxes is not None:
+        middle = prompts.boxes.flatten(0, 1).unflatten(1, (2, 2)).mean(1, keepdim=True)  # (B*I, 1, 2)
+        return middle, torch.ones_like(middle[..., 0])
+    none = prompts.masks.new_zeros(prompts.masks.shape[:2].numel(), 1, 2)
+    return none, none[..., 0] - 1
+
+
+def _centres(prompts: Prompts, size: tuple[int, int]) -> list[Tensor]:
+    """Centres of the rows and of the columns of the finest map, whole numbers being pixel edges."""
+    device = next(x.device for x in prompts if x is not None)
+    return [STRIDE * (torch.arange(n, device=device) + 0.5) for n in size]

@@ -13,12 +13,14 @@ from ullsam import sam as sam_parts
 from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
-from ullsam.fine import click_maps, per_instance
+from ullsam.fine import per_instance, read_clicks
 from ullsam.llm import BUILT_IN, LanguageModel, load_llm
 from ullsam.sam import ImageFeatures, Prompts, build_sam
 from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa
 
 SHIPPED = {"tiny": "ullsam-tiny", "usam-tiny": "usam-tiny"}  # names of the weights in data/weights
+
+NEW_PARTS = (".summary.", ".offset_", ".anchor.")  # of SAM: they start at zero, so weights from before they existed serve
 
 
 class ULLSAM(nn.Module):
@@ -40,11 +42,14 @@ class ULLSAM(nn.Module):
             self.vlsa = build_vlsa(config.vlsa, shape, **config.vlsa_options)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, seed: int = 0, pretrained_llm: bool = True) -> ULLSAM:
-        """A model with random SAM, projection and VLSA weights (by `seed`) around the language model of the config."""
+    def from_config(
+        cls, config: ModelConfig, seed: int = 0, pretrained_llm: bool = True, half_llm: bool = False
+    ) -> ULLSAM:
+        """A model with random SAM, projection and VLSA weights (by `seed`) around the language model of the config, which
+        is loaded by `load_llm` with the last two arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            llm = load_llm(config.llm, pretrained_llm) if config.llm else None
+            llm = load_llm(config.llm, pretrained_llm, half_llm) if config.llm else None
             return cls(config, build_sam(config.sam), llm).eval()
 
     @classmethod
@@ -62,7 +67,8 @@ class ULLSAM(nn.Module):
         c = self.config.sam
         pairs = [to_square(to_rgb8(image), c.image_size, c.placement) for image in images]
         pixels = torch.from_numpy(np.stack([square for square, _ in pairs])).to(self.device)  # (B, S, S, 3)
-        return sam_parts.normalise(pixels, c.preprocessing), [geometry for _, geometry in pairs]
+        shown = torch.from_numpy(np.stack([geometry.shown() for _, geometry in pairs])).to(self.device)
+        return sam_parts.normalise(pixels, c.preprocessing, shown), [geometry for _, geometry in pairs]
 
     def encode(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
         """Normalised pixels (B, 3, s, s) -> features; `origin` places a window on the canvas, see `sam.encode_image`."""
@@ -71,7 +77,7 @@ class ULLSAM(nn.Module):
     def image_tokens(self, features: ImageFeatures) -> Tensor:
         """Features -> image tokens (B, N, D) for the language model. No gradient flows back into the encoder."""
         self.llm_or_raise()
-        return self.projection(features.embedding.detach())
+        return self.projection(features.described.detach())
 
     def knowledge(self, features: ImageFeatures) -> Tensor | None:
         """Vision-language knowledge of B images, once per image; None where the model has no VLSA.
@@ -99,7 +105,7 @@ class ULLSAM(nn.Module):
         Entry 0 of the third axis is the single mask, 1..3 are SAM's candidates for an ambiguous click.
         """
         (left, top), (h, w) = origin, features.embedding.shape[2:]
-        clicks = click_maps(prompts, features.skips[0].shape[2:]) if features.skips else None
+        clicks = read_clicks(prompts, features.skips) if features.skips else None
         prompts = _shifted(prompts, left * self.config.sam.patch_size, top * self.config.sam.patch_size)
         sparse, dense = sam_parts.encode_prompts(self.sam.prompt_encoder, prompts)
         dense = dense[:, :, :h, :w]  # a window needs only its part of the constant no-mask embedding
@@ -145,18 +151,21 @@ class ULLSAM(nn.Module):
             return "lora_" not in key
         return key == "llm.lm.lm_head.weight" and self.llm.lm.config.tie_word_embeddings
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, state: dict[str, Tensor] | None = None
+    ) -> None:
         """Writes config.json and model.safetensors; each file is complete or absent.
 
         Args:
             folder: made if absent.
             dtype: of the stored floats, for example torch.float16; None keeps them.
+            state: what `own_state` would be, where the model itself has only a part of each weight.
         """
         from ullsam.checkpoints import save_language
         from ullsam.checkpoints.files import cast, whole, write_safetensors
 
         folder = Path(folder)
-        write_safetensors(folder, cast(self.own_state().items(), dtype, "cpu"))
+        write_safetensors(folder, cast((state or self.own_state()).items(), dtype, "cpu"))
         if self.llm is not None and not self.config.llm.lora_rank and self.config.llm.name not in BUILT_IN:
             save_language(self.llm, folder / "llm")  # its weights are in the file above
         with whole(folder / "config.json") as part:
@@ -164,22 +173,25 @@ class ULLSAM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> ULLSAM:
-        """A model saved by `save_pretrained`, in float32; keys that are missing or left over are errors.
+        """A model saved by `save_pretrained`, computing in float32; keys that are missing or left over are errors.
 
         Args:
-            dtype: of a language model whose weights are in the folder.
+            dtype: of a language model that is neither "debug" nor "smollm2".
 
         Raises:
             InputError: the folder or a file is not there, damaged, or of another model.
         """
-        from ullsam.checkpoints import load_saved
+        from ullsam.checkpoints import load_saved, load_with_adapters
         from ullsam.checkpoints.files import copy_into, read_safetensors
 
         folder = Path(folder)
         config = _read_config(folder)
         if (folder / "llm").is_dir():
             return load_saved(folder, config, dtype)
-        model = cls.from_config(config)
+        if config.llm is not None and config.llm.lora_rank and config.llm.name not in BUILT_IN:
+            return load_with_adapters(folder, config, dtype)
+        borrows = config.llm is not None and config.llm.lora_rank > 0  # the folder has its adapters only
+        model = cls.from_config(config, half_llm=borrows)
         state = read_safetensors(folder)
         borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
         copy_into(model, state, folder, ignore=borrowed)
@@ -189,8 +201,8 @@ class ULLSAM(nn.Module):
 
 
 def load_parts(model: ULLSAM, folder: str | Path) -> None:
-    """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always (but the
-    encoder's summary, which adds nothing at first, may be new).
+    """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always (but what
+    adds nothing at first may be new: the encoder's summary, and what the decoder reads off the clicks).
 
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
@@ -198,7 +210,8 @@ def load_parts(model: ULLSAM, folder: str | Path) -> None:
     from ullsam.checkpoints.files import copy_into, read_safetensors
 
     state = read_safetensors(folder)
-    absent = tuple(k for k in model.state_dict() if k not in state and (not k.startswith("sam.") or ".summary." in k))
+    may_be_new = tuple(k for k in model.state_dict() if not k.startswith("sam.") or any(part in k for part in NEW_PARTS))
+    absent = tuple(k for k in may_be_new if k not in state)
     copy_into(model, state, folder, ignore=absent)
 
 
@@ -241,7 +254,7 @@ def load(
     Args:
         name: "paper" is put together from real checkpoints.
         sam, llm, ullsam: where "paper" takes its parts from, see `ullsam.checkpoints.load_paper`.
-        dtype: of the language model of "paper" or of a folder that holds one whole; all else is float32.
+        dtype: of the language model of "paper" or of a folder that was made from it; all else is float32.
         device: where the weights go.
     """
     if str(name) == "paper":

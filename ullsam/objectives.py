@@ -19,7 +19,7 @@ def feature_spread(embedding: Tensor) -> Tensor:
 
 
 def _encode(model: ULLSAM, batch: dict) -> ImageFeatures:
-    return model.encode(normalise(batch["image"], model.config.sam.preprocessing), batch["origin"])
+    return model.encode(normalise(batch["image"], model.config.sam.preprocessing, batch["shown"]), batch["origin"])
 
 
 class CaptionObjective(nn.Module):
@@ -58,7 +58,7 @@ class EncoderObjective(nn.Module):
         finest = features.skips[0] if features.skips else features.embedding
         parts = {"dense": dense_loss(self.head(finest), batch["labels"])}
         if self.words is not None:
-            parts["words"] = word_loss(self.words(features.embedding.mean((2, 3))), batch["caption"])
+            parts["words"] = word_loss(self.words(features.described.mean((2, 3))), batch["caption"])
         return parts
 
 

@@ -29,6 +29,7 @@ SEGMENT = TrainConfig(
 DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0.0)
 KINDS = replace(SEGMENT, prompts=MORE_PROMPTS, far_share=0.2, word_weight=0.2, sentences=1)
 WIDE = replace(KINDS, lr=3e-4, batch_size=2, view=384, instances=12, seed=1, sentences=0)
+LAST = replace(WIDE, steps=200, warmup=30, seed=5)
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30, prompts=(), box_share=0.0)
 SHAPES = (*STYLES, *3 * ("shapes", "packed_shapes"))  # random textures more often than each kind of microscopy
 
@@ -40,6 +41,7 @@ class Recipe:
     model: ModelConfig  # what is trained
     train: TrainConfig  # how
     start: str | None = None  # recipe whose result it starts from; None: random weights
+    language: str | None = None  # recipe whose projection, VLSA and adapters it keeps, where `start` has none
     synthetic_share: float = 0.25  # share of synthetic images
     styles: tuple[str, ...] = tuple(STYLES)  # of the synthetic images, each entry equally often
     sources: str = "in_domain"  # role folder of the real images, always their train split
@@ -50,12 +52,17 @@ RECIPES = {
     "base": Recipe(PLAIN, replace(SEGMENT, steps=2000, lr=1e-3), start="encoder"),
     "settle": Recipe(PLAIN, replace(SEGMENT, steps=300, lr=3e-4, seed=1), start="base"),
     "kinds": Recipe(USAM_TINY, replace(KINDS, steps=700, seed=2), start="settle"),
-    "wide": Recipe(USAM_TINY, replace(WIDE, steps=300), start="kinds"),
-    "shapes": Recipe(USAM_TINY, replace(KINDS, steps=3400, lr=1e-3, seed=3), "wide", 0.35, SHAPES),
-    "align": Recipe(TINY, replace(CAPTION, steps=300, sentences=1), start="shapes"),
+    "align": Recipe(TINY, replace(CAPTION, steps=300, sentences=1), start="kinds"),
     "sft": Recipe(TINY, replace(CAPTION, stage=2, steps=400), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(WIDE, steps=200, seed=4, caption_weight=0.2), "sft", 0.35, SHAPES),
-    "usam-tiny": Recipe(USAM_TINY, replace(WIDE, steps=200, seed=4), "shapes", 0.35, SHAPES),
+    "talk": Recipe(TINY, replace(WIDE, steps=300, caption_weight=0.2), start="sft"),
+    "wide": Recipe(USAM_TINY, replace(WIDE, steps=300), start="kinds"),
+    "shapes": Recipe(USAM_TINY, replace(KINDS, steps=1200, lr=1e-3, final_lr=0.73, seed=3), "wide", None, 0.35, SHAPES),
+    "clicks": Recipe(USAM_TINY, replace(KINDS, steps=1800, lr=1e-3, final_lr=0.2, seed=4), "shapes", None, 0.35, SHAPES),
+    "local": Recipe(USAM_TINY, replace(KINDS, steps=1300, lr=1e-3, seed=6), "clicks", None, 0.35, SHAPES),
+    "realign": Recipe(TINY, replace(CAPTION, steps=40, sentences=1, seed=1), start="local", language="talk"),
+    "counts": Recipe(TINY, replace(CAPTION, stage=2, steps=150, batch_size=2, view=0, seed=1), start="realign"),
+    "ullsam-tiny": Recipe(TINY, replace(LAST, caption_weight=0.2), "counts", None, 0.35, SHAPES),
+    "usam-tiny": Recipe(USAM_TINY, LAST, "local", None, 0.35, SHAPES),
 }
 
 
@@ -72,8 +79,9 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
         raise InputError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
     recipe, folder = RECIPES[name], Path(folder)
     model = ULLSAM.from_config(recipe.model, recipe.train.seed)
-    if recipe.start:
-        load_parts(model, folder / recipe.start)
+    for source in (recipe.language, recipe.start):  # what both have, SAM, comes from `start`
+        if source:
+            load_parts(model, folder / source)
     corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
     mixture = Mixture(corpora, recipe.styles, recipe.synthetic_share)
     fit(model, recipe.train, mixture, folder / name, progress)
@@ -91,9 +99,13 @@ def ship(name: str, folder: str | Path, data: str | Path = "data") -> Path:
     model.save_pretrained(target, torch.float16)
     path = Path(data) / "results" / "training_log.json"
     logs = json.loads(path.read_text()) if path.is_file() else {}
-    step: str | None = name
-    while step:
+    for step in _ancestry(name):
         logs[step] = [json.loads(line) for line in (Path(folder) / step / "log.jsonl").read_text().splitlines()]
-        step = RECIPES[step].start
     write_json(path, logs)
     return target
+
+
+def _ancestry(name: str) -> set[str]:
+    """A recipe and all that it goes back to."""
+    parents = [parent for parent in (RECIPES[name].start, RECIPES[name].language) if parent]
+    return {name}.union(*map(_ancestry, parents))

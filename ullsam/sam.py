@@ -11,19 +11,31 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ullsam.attention import relative_attention
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
-from ullsam.fine import ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
+from ullsam.fine import Clicks, ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class ImageFeatures(NamedTuple):
-    """What the image encoder says of B images: embedding (B, C, h, w) and, with a convolutional stem, finer maps."""
+    """What the image encoder says of B images: embedding (B, C, h, w), and with a convolutional stem more."""
 
     embedding: Tensor
     skips: tuple[Tensor, ...] = ()  # stride 4 (B, b, 4h, 4w) and stride 8 (B, c, 2h, 2w), see fine.py
+    summary: Tensor | None = None  # (B, C, 1, 1), what kind of image it is, for the language model; see fine.Summary
+
+    @property
+    def described(self) -> Tensor:
+        """What the language model is shown, (B, C, h, w): the embedding and at every place the summary."""
+        return self.embedding if self.summary is None else self.embedding + self.summary
+
+    def float(self) -> ImageFeatures:
+        """The same in float32."""
+        summary = None if self.summary is None else self.summary.float()
+        return ImageFeatures(self.embedding.float(), tuple(x.float() for x in self.skips), summary)
 
 
 class Prompts(NamedTuple):
@@ -40,25 +52,24 @@ class Prompts(NamedTuple):
 
 
 class FastAttention(Attention):
-    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding.
-
-    The decomposed relative position (one term per axis) is summed into one additive bias.
-    """
+    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # each (b, heads, h*w, d)
-        bias = self._relative_bias(q, h, w) if self.use_rel_pos else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if self.use_rel_pos:
+            x = relative_attention(q, k, v, *self._relative_terms(q, h, w))
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, h, w, -1))  # (b, heads, h*w, d) -> (b, h, w, heads*d)
 
-    def _relative_bias(self, q: Tensor, h: int, w: int) -> Tensor:
+    def _relative_terms(self, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """What each query adds for each row (b, heads, h*w, h) and each column (b, heads, h*w, w) of the grid."""
         grid = q.unflatten(2, (h, w))  # (b, heads, h, w, d)
         rows = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h).to(q.dtype))
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w).to(q.dtype))
-        bias = rows[..., :, None] + columns[..., None, :]  # (b, heads, h, w, h, w)
-        return bias.flatten(4).flatten(2, 3)  # (b, heads, h*w, h*w)
+        return rows.flatten(2, 3), columns.flatten(2, 3)
 
 
 def build_sam(config: SamConfig) -> Sam:
@@ -139,13 +150,19 @@ def _match_places(transformer: TwoWayTransformer, gain: float = 3.0) -> None:
         attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
-def normalise(pixels: Tensor, preprocessing: str) -> Tensor:
-    """uint8 (B, S, S, 3) -> float (B, 3, S, S), by SAM's mean and deviation or to 0..1 as the official uLLSAM code."""
+def normalise(pixels: Tensor, preprocessing: str, shown: Tensor | None = None) -> Tensor:
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S), by SAM's mean and deviation or to 0..1 as the official uLLSAM code.
+
+    Args:
+        shown: bool (B, S, S), False where there is padding, which for SAM is 0 after normalising (for the official code
+            before it); None where there is none.
+    """
     x = pixels.permute(0, 3, 1, 2).contiguous().float()  # (B, S, S, 3) -> (B, 3, S, S)
     if preprocessing == "official":
         return x / 255
     mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-    return (x - mean) / std
+    x = (x - mean) / std
+    return x if shown is None else x * shown[:, None]
 
 
 def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
@@ -170,9 +187,8 @@ def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, in
     embedding = encoder.neck(x.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, C, h, w)
     if not skips:
         return ImageFeatures(embedding)
-    if encoder.summary is not None:
-        embedding = embedding + encoder.summary(skips)  # (B, C, h, w) + (B, C, 1, 1)
-    return ImageFeatures(embedding, encoder.fine_path(embedding, skips))
+    summary = None if encoder.summary is None else encoder.summary(skips)
+    return ImageFeatures(embedding, encoder.fine_path(embedding, skips), summary)
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -189,13 +205,13 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
 
 def decode_masks(
     decoder: MaskDecoder, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor,
-    clicks: Tensor | None = None,
+    clicks: Clicks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask logits of all prompts of all images in one pass; equal to segment_anything's decoder for one image.
 
     Args:
         features: of B images; image_pe: (1, C, h, w); sparse (B*I, P, C); dense (B*I, C, h, w).
-        clicks: `fine.click_maps` of the prompts, for features with finer maps.
+        clicks: `fine.read_clicks` of the prompts, for features with finer maps.
 
     Returns:
         Logits (B*I, M, 4h, 4w) and estimated IoU (B*I, M) for the decoder's M = 4 mask tokens; the first is the single
@@ -205,10 +221,14 @@ def decode_masks(
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(total, -1, -1)
     tokens = torch.cat([output, sparse.to(output.dtype)], dim=1)  # (B*I, 1 + M + P, C)
     src = per_instance(features.embedding, total) + dense  # (B*I, C, h, w)
+    src = src.contiguous(memory_format=torch.channels_last)  # the transformer reads it place by place
     states, flat = decoder.transformer(src, per_instance(image_pe, total), tokens)
     src = flat.transpose(1, 2).reshape(src.shape)  # (B*I, h*w, C) -> (B*I, C, h, w)
     fine = decoder.upscale(src, features.skips, clicks) if features.skips else decoder.output_upscaling(src)
-    heads = zip(decoder.output_hypernetworks_mlps, states[:, 1 : 1 + tokens_out].unbind(1), strict=True)
+    states, masks = states[:, 0], states[:, 1 : 1 + tokens_out]  # (B*I, C), (B*I, M, C)
+    if clicks is not None:
+        masks = masks + decoder.anchor(clicks.found)[:, None]
+    heads = zip(decoder.output_hypernetworks_mlps, masks.unbind(1), strict=True)
     weights = torch.stack([mlp(token) for mlp, token in heads], dim=1)  # (B*I, M, C/8)
     logits = (weights @ fine.flatten(2)).unflatten(2, fine.shape[2:])  # (B*I, M, 4h, 4w)
-    return logits, decoder.iou_prediction_head(states[:, 0])
+    return logits, decoder.iou_prediction_head(states)

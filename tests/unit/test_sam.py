@@ -7,9 +7,9 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
-from ullsam import InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
+from ullsam import ULLSAM, InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
 from ullsam.config import SamConfig
-from ullsam.fine import click_maps, per_instance
+from ullsam.fine import click_maps, click_offsets, features_at_clicks, per_instance, read_clicks
 from ullsam.sam import FastAttention, normalise
 
 DEBUG = preset("debug").sam
@@ -114,12 +114,21 @@ def test_stem_gives_finer_maps_that_reach_the_mask():
     assert [s.shape for s in features.skips] == [(2, 16, 32, 32), (2, 24, 16, 16)]
     prompts = Prompts(torch.rand(2, 3, 1, 2) * 128, torch.ones(2, 3, 1))
     parts = encode_prompts(sam.prompt_encoder, prompts)
-    pe, clicks = sam.prompt_encoder.get_dense_pe(), click_maps(prompts, (32, 32))
+    pe, clicks = sam.prompt_encoder.get_dense_pe(), read_clicks(prompts, features.skips)
     logits, iou = decode_masks(sam.mask_decoder, features, pe, *parts, clicks)
     assert logits.shape == (6, 4, 32, 32) and iou.shape == (6, 4)
     changed = features._replace(skips=tuple(s * torch.rand_like(s) for s in features.skips))
     assert not torch.equal(decode_masks(sam.mask_decoder, changed, pe, *parts, clicks)[0], logits)
-    assert not torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, 0 * clicks)[0], logits)
+    elsewhere = clicks._replace(near=0 * clicks.near)
+    assert not torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, elsewhere)[0], logits)
+    moved = clicks._replace(offset=clicks.offset + 1, found=clicks.found + 1)
+    assert torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, moved)[0], logits)  # nothing before training
+    for layer in (sam.mask_decoder.anchor, sam.mask_decoder.offset_quarter, sam.mask_decoder.offset_eighth):
+        torch.nn.init.normal_(layer.weight)
+    trained = decode_masks(sam.mask_decoder, features, pe, *parts, clicks)[0]
+    for part in ("offset", "found"):
+        without = clicks._replace(**{part: getattr(clicks, part) + 1})
+        assert not torch.equal(decode_masks(sam.mask_decoder, features, pe, *parts, without)[0], trained)
 
 
 @torch.no_grad()
@@ -147,6 +156,30 @@ def test_click_maps_by_hand():
     assert boxes[0, 6].tolist() == [[0, 1, 1, 0]] + [[0] * 4] * 3 and boxes[0, :6].eq(0).all()
 
 
+def test_click_offsets_point_away_from_the_middle_of_the_inside_points():
+    points = torch.tensor([[[[0.5, 5.5], [2.5, 5.5], [12.0, 12.0]]]])  # the middle of the first two: (2, 6) in pixel edges
+    offsets = click_offsets(Prompts(points, torch.tensor([[[1.0, 1.0, 0.0]]])), (4, 4))
+    assert offsets.shape == (1, 2, 4, 4) and offsets[0, 0, 0, 0] == 0 and offsets[0, 1, 1, 0] == 0
+    assert offsets[0, :, 3, 2].tolist() == pytest.approx(np.tanh([8 / 64, 8 / 64]).tolist())
+    box = click_offsets(Prompts(boxes=torch.tensor([[[0.0, 4.0, 4.0, 8.0]]])), (4, 4))
+    torch.testing.assert_close(box, offsets)
+
+
+def test_features_at_clicks_are_read_where_the_clicks_are():
+    quarter, eighth = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 2)  # of an image of 16 px
+    quarter[1, 0, 1, 2], eighth[1, 0, 0, 1] = 3.0, 5.0  # second image: x 8 to 12, y 4 to 8; x 8 to 16, y 0 to 8
+    points = torch.tensor([[[9.5, 5.5], [1.5, 13.5]], [[11.5, 3.5], [0.0, 0.0]]])  # centres in quarter, then in eighth
+    labels = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    prompts = Prompts(points.expand(2, 2, 2, 2), labels.expand(2, 2, 2))
+    found = features_at_clicks(prompts, (quarter, eighth))  # inside quarter, inside eighth, outside quarter, outside eighth
+    assert found.shape == (4, 4) and found[:2].eq(0).all()
+    assert found[2, 0] == 3 and found[2, 2:].eq(0).all() and found[3, :2].eq(0).all() and found[3, 3] == 5
+    boxes = Prompts(boxes=torch.tensor([[[8.0, 4.0, 12.0, 8.0]]] * 2))
+    assert features_at_clicks(boxes, (quarter, eighth))[1].tolist() == [3.0, found[2, 1].item(), 0.0, 0.0]
+    nothing = read_clicks(Prompts(masks=torch.zeros(2, 1, 4, 4)), (quarter, eighth))
+    assert nothing.found.eq(0).all() and nothing.near.eq(0).all()
+
+
 def test_per_instance_repeats_image_by_image():
     x = torch.arange(2.0)[:, None]
     assert per_instance(x, 4)[:, 0].tolist() == [0, 0, 1, 1]
@@ -157,6 +190,16 @@ def test_normalise_both_ways():
     white = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
     assert torch.equal(normalise(white, "official"), torch.ones(1, 3, 2, 2))
     assert normalise(white, "sam")[0, :, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-3)
+
+
+@pytest.mark.parametrize("height, width", [(64, 40), (23, 64), (64, 64)])
+def test_an_image_that_is_not_square_is_padded_as_sam_pads_it(height, width):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
+    mine, (square,) = model.preprocess([picture])
+    theirs = model.sam.preprocess(torch.from_numpy(picture).permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+    torch.testing.assert_close(mine[0], theirs, rtol=0, atol=1e-6)
+    assert square.shown().sum() == height * width
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -67,7 +67,7 @@ def test_captions_can_be_kept_in_stage_three(tmp_path):
     batch = Batches(mixture(), config, 64, 16, 1)[0]
     model = ULLSAM.from_preset("debug")
     losses = SegmentationObjective(model, config)(batch)
-    features = model.encode(normalise(batch["image"], "sam"))
+    features = model.encode(normalise(batch["image"], "sam", batch["shown"]))
     expected = model.llm.caption_loss(model.image_tokens(features), batch["caption"])
     torch.testing.assert_close(losses["caption"], expected)
     parts = losses["bce"] + losses["dice"] + 0.5 * losses["caption"]

@@ -6,14 +6,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ullsam.data.corpus import Corpus, Sample
 from ullsam.data.io import write_labels
 from ullsam.data.mixture import Mixture
-from ullsam.data.views import TrainViews, ViewConfig, choose_crop, collate, jitter
+from ullsam.data.views import TrainViews, ViewConfig, choose_crop, jitter
 from ullsam.errors import InputError
 
 STILL = ViewConfig(tone=0, invert=0, grey=0, gain=(1, 1), blur=0, noise=0)  # no jitter of grey levels
@@ -216,6 +215,7 @@ def test_padding_stays_zero_under_jitter(mixture):
     for item in (TrainViews(mixture, 8, view=60, config=config)[i] for i in range(8)):
         black = (item["image"] == 0).all(-1)
         assert max(black[45:].all(), black[:15].all(), black[:, 45:].all(), black[:, :15].all())
+        assert item["shown"].sum() == 45 * 60 and black[~item["shown"]].all()
 
 
 def test_small_pieces_are_removed_but_never_all(tmp_path):
@@ -265,14 +265,6 @@ def test_arguments_and_end(mixture):
     assert len(list(views)) == 2
     with pytest.raises(IndexError):
         views[2]
-
-
-def test_batches(mixture):
-    loader = torch.utils.data.DataLoader(TrainViews(mixture, 5, view=48), batch_size=3, collate_fn=collate)
-    first, last = list(loader)
-    assert first["image"].shape == (3, 48, 48, 3) and first["image"].dtype == torch.uint8
-    assert first["labels"].shape == (3, 48, 48) and first["labels"].dtype == torch.int32
-    assert len(last["caption"]) == len(last["instances"]) == len(last["meta"]) == 2
 
 
 # jitter

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ullsam.data.corpus import Sample
 
 __all__ = [
-    "caption", "caption_claims", "contradictions", "count_band", "measure", "names_modality",
+    "caption", "caption_claims", "check_claims", "contradictions", "count_band", "measure", "names_modality",
     "names_structure",
 ]
 
@@ -307,18 +307,14 @@ def caption_claims(text: str) -> dict:
             "count": _claimed_count(text), "location": _first(text, places), "contrast": _first(text, tones)}
 
 
-def contradictions(text: str, sample: "Sample") -> list[str]:
-    """Find the claims of a caption that the ground truth of its image contradicts.
+def check_claims(text: str, sample: "Sample") -> dict[str, bool | None]:
+    """Compare the claims of a caption, or of a model's attempt at one, with the ground truth of its image.
 
-    Claims that the truth cannot decide, such as a modality where meta has none, do not count; nor does a
-    wider name ("electron microscopy" of a scanning electron micrograph) or one of several places that hold.
-
-    Args:
-        text: a caption or a model's attempt at one.
-        sample: the image with its instance masks and metadata.
+    A wider name ("electron microscopy" of a scanning electron micrograph) and each of several places that hold are right.
 
     Returns:
-        The keys of `caption_claims` that are contradicted, in its order.
+        For each key of `caption_claims` whether the claim is right; None without such a claim, or where the truth
+        cannot decide it, such as a modality where meta has none.
     """
     modality, structure = find_modality(sample.meta), find_structure(sample.meta)
     claims = caption_claims(_drop(text, find_specimen(sample.meta)))
@@ -326,13 +322,18 @@ def contradictions(text: str, sample: "Sample") -> list[str]:
     if structure not in STRUCTURES and names_structure(text, sample.meta):
         claims["structure"] = structure.many
     true = {
-        "modality": _compatible(modality.name) if modality else {claims["modality"]},
-        "structure": {structure.many if structure else claims["structure"]},
+        "modality": _compatible(modality.name) if modality else None,
+        "structure": {structure.many} if structure else None,
         "count": {count_band(facts["count"])},
         "location": set(facts["locations"]),
         "contrast": {facts["contrast"]},
     }
-    return [key for key, claim in claims.items() if claim and claim not in true[key]]
+    return {key: claim in true[key] if claim and true[key] is not None else None for key, claim in claims.items()}
+
+
+def contradictions(text: str, sample: "Sample") -> list[str]:
+    """The claims of a caption that are wrong by `check_claims`, in its order."""
+    return [key for key, right in check_claims(text, sample).items() if right is False]
 
 
 def _drop(text: str, specimen: str) -> str:

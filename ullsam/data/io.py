@@ -206,6 +206,15 @@ class Square:
             return 0, 0
         return (self.side - self.width) // 2, (self.side - self.height) // 2
 
+    def shown(self) -> np.ndarray:
+        """Where the model's input shows the image and no padding: bool (size, size)."""
+        x0, y0 = self.offset
+        edges = ((y0, y0 + self.height), (x0, x0 + self.width))
+        rows, columns = (slice(*(round(edge * self.scale) for edge in pair)) for pair in edges)
+        mask = np.zeros((self.size, self.size), bool)
+        mask[rows, columns] = True
+        return mask
+
     def points_in(self, xy: np.ndarray) -> np.ndarray:
         """Map (..., 2) points from image pixels to model pixels, float32."""
         moved = np.asarray(xy, np.float64) + 0.5 + np.array(self.offset)

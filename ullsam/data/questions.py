@@ -13,7 +13,7 @@ import numpy as np
 from ullsam.data.captions import measure
 from ullsam.data.corpus import Sample
 from ullsam.data.phrases import find_modality, find_structure
-from ullsam.data.synthetic import STYLES, generate
+from ullsam.data.synthetic import PICTURES, generate
 from ullsam.errors import InputError
 
 TASKS = {1: "perception", 2: "hypothesis_gen", 3: "experiment_proposal"}
@@ -79,7 +79,7 @@ def _beside(true: str, names: Sequence[str], conflicts: Sequence[set] = CONFLICT
 
 def _metas(name: Callable[[Sample], str]) -> list[str]:
     """What all synthetic styles are, by one of the functions above."""
-    return [name(Sample(None, None, style.meta)) for style in STYLES.values()]
+    return [name(Sample(None, None, style.meta)) for style in PICTURES.values()]
 
 
 def _others(bands: Sequence, true: str) -> list[str]:
@@ -201,7 +201,7 @@ def _make(number: int, seed: int, size: int) -> Question:
     ask, images = KINDS[task][number // 3 % len(KINDS[task])]
     draft = None
     while draft is None:
-        samples = [generate(str(rng.choice(list(STYLES))), int(rng.integers(2**31)), size) for _ in range(images)]
+        samples = [generate(str(rng.choice(list(PICTURES))), int(rng.integers(2**31)), size) for _ in range(images)]
         draft = ask(*samples)
     text, choices = draft
     chosen = [0, *(1 + rng.permutation(len(choices) - 1))][:MOST_CHOICES]

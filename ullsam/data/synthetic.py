@@ -87,6 +87,7 @@ def _style(name: str, paint: Callable, *words: str) -> Style:
 
 
 STYLES: dict[str, Style] = _styles()
+PICTURES = {name: style for name, style in STYLES.items() if style.meta["domain"] != "drawing"}  # imitate real images
 
 
 def generate(style: str, seed: int, size: int = 256) -> Sample:

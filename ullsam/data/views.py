@@ -84,6 +84,7 @@ class TrainViews(torch.utils.data.Dataset):
 
         Returns:
             image: uint8 (S, S, 3).
+            shown: bool (S, S), False where there is padding.
             labels: int32 (S, S), all n instances as 1..n in random order; 1 is the object the crop was made
                 for, unless too little of it is left.
             instances: int64 (min(n, max_instances),), the ids to train on, 1 first.
@@ -97,14 +98,15 @@ class TrainViews(torch.utils.data.Dataset):
             raise IndexError(f"item {index} of {self.length}")
         rng = np.random.default_rng([self.seed, index])
         sample, target = self._draw(rng)
-        image, labels, crop = self._cut(sample, target, rng)
+        (image, labels, shown), crop = self._cut(sample, target, rng)
         written = self._written(sample, crop)
         if self.augment and not written:
-            image, labels = _turn(image, labels, rng)
+            image, labels, shown = _turn((image, labels, shown), rng)
         count = int(labels.max())
         meta = {**sample.meta, "name": sample.name, "crop": crop}
         return {
             "image": image,
+            "shown": shown,
             "labels": labels,
             "instances": np.arange(1, min(count, self.max_instances) + 1),
             "caption": written or self._caption(Sample(image, labels, sample.meta, sample.name), rng),
@@ -122,8 +124,8 @@ class TrainViews(torch.utils.data.Dataset):
 
     def _cut(
         self, sample: Sample, target: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, Crop]:
-        """The first crop that shows an instance, its image and labels."""
+    ) -> tuple[list[np.ndarray], Crop]:
+        """Image, labels and where they are no padding, of the first crop that shows an instance."""
         for crop, min_area in self._crops(sample.labels, target, rng):
             labels = _renumber(_resize_labels(sample.labels, crop, self.view), target, min_area, rng)
             if labels.max() > 0:
@@ -131,7 +133,7 @@ class TrainViews(torch.utils.data.Dataset):
         image = _resize_image(sample.image, crop, self.view)
         if self.augment and not self._written(sample, crop):
             image = jitter(image, rng, self.config)
-        return _pad(image, self.view), _pad(labels, self.view), crop
+        return [_pad(x, self.view) for x in (image, labels, np.ones(labels.shape, bool))], crop
 
     def _crops(
         self, labels: np.ndarray, target: int, rng: np.random.Generator
@@ -238,11 +240,10 @@ def _pad(array: np.ndarray, view: int) -> np.ndarray:
     return padded
 
 
-def _turn(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One of the eight flips and quarter turns of a square."""
+def _turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """One of the eight flips and quarter turns of a square, the same for all arrays."""
     quarters, mirror = int(rng.integers(4)), rng.random() < 0.5
-    pair = [np.rot90(array[:, ::-1] if mirror else array, quarters) for array in (image, labels)]
-    return np.ascontiguousarray(pair[0]), np.ascontiguousarray(pair[1])
+    return [np.ascontiguousarray(np.rot90(array[:, ::-1] if mirror else array, quarters)) for array in arrays]
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig | None = None) -> np.ndarray:
@@ -290,15 +291,3 @@ def _tone(image: np.ndarray, rng: np.random.Generator, config: ViewConfig) -> np
 def _noisy(image: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(spread)
     return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
-
-
-def collate(items: Sequence[dict]) -> dict:
-    """Stack views to a batch; what differs in length stays a list.
-
-    Returns:
-        image uint8 tensor (B, S, S, 3), labels int32 tensor (B, S, S), instances, caption and meta as lists.
-    """
-    batch = {key: [item[key] for item in items] for key in ("instances", "caption", "meta")}
-    for key in ("image", "labels"):
-        batch[key] = torch.from_numpy(np.stack([item[key] for item in items]))
-    return batch
