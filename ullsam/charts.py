@@ -6,12 +6,14 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ullsam.data.io import write_atomic
 from ullsam.errors import InputError
 from ullsam.overlay import PALETTE
 
@@ -20,6 +22,16 @@ PANEL = 3.0  # inches: 240 pixels
 FONT = 9  # points
 JPEG_QUALITY = 75
 FEW_COLOURS = 2000  # curves and bars have fewer, images more
+# words of `show_knowledge` for the keys of its result
+STEP_LABELS = ("image\nfeatures", "image\ntokens", "language\nmodel", "knowledge")
+ANSWERS = {"dataset": "which dataset", "modality": "which kind of microscopy", "structure": "which structure",
+           "objects": "where objects are (patches)"}  # fmt: skip
+ARM_LABELS = {"none": "switched off", "other": "of another image", "places": "places shuffled",
+              "constant": "one average for all", "zero": "zeros",
+              "double": "times 2", "five": "times 5", "points": "new points, same object",
+              "coarse": "coarse features of\nanother image", "features": "all features of\nanother image"}  # fmt: skip
+SHARE_LABELS = {"constant": "always the same", "place": "differs between places, not images",
+                "image": "differs between images, not places", "both": "differs between images and places"}  # fmt: skip
 
 
 class Picture(Figure):
@@ -34,6 +46,16 @@ class Picture(Figure):
         if picture.getcolors(FEW_COLOURS):
             forms.append(_encoded(picture.quantize(256, dither=Image.Dither.NONE), "PNG", optimize=True))
         return min(forms, key=len)
+
+    def save(self, path: str | Path) -> None:
+        """The figure as a PNG file, in one step.
+
+        Raises:
+            InputError: the folder does not exist.
+        """
+        raw = io.BytesIO()
+        self.savefig(raw, format="png", dpi=2 * self.dpi)
+        write_atomic(Path(path), raw.getvalue())
 
     def _ipython_display_(self) -> None:
         from IPython.display import Image as Shown
@@ -141,3 +163,65 @@ def _diamonds(ax: Axes, values: list, offset: float) -> None:
     for x, value in enumerate(values):
         if value is not None:
             ax.scatter(x + offset, value, 28, "white", marker="D", edgecolors="black", zorder=3)
+
+
+def show_knowledge(result: dict) -> Figure:
+    """What vision-language knowledge says, what the masks make of it, and how varied it is.
+
+    Args:
+        result: of `knowledge.measure_knowledge`. Lines and whiskers are 95 % intervals over images.
+    """
+    figure = Picture(figsize=(5.2 * PANEL, 1.5 * PANEL), dpi=DPI, layout="constrained")
+    read, used, varied = figure.subplots(1, 3, width_ratios=(1.1, 0.9, 0.9))
+    _probe_lines(read, result["probes"])
+    _mask_bars(used, result["masks"])
+    _share_bars(varied, result["shares"])
+    return figure
+
+
+def _probe_lines(ax: Axes, probes: dict) -> None:
+    """One line per question along the four steps, its chance level dashed."""
+    for k, (name, colour) in enumerate(zip(probes, _line_colours(len(probes)), strict=True)):
+        steps = list(probes[name]["steps"].values())
+        x, means = np.arange(len(steps)) + 0.06 * (k - 1.5), np.array([e["mean"] for e in steps], float)
+        spans = np.array([e["interval"] or (math.nan, math.nan) for e in steps]).T  # (2, 4)
+        whiskers = np.abs(spans - means)
+        ax.errorbar(x, means, whiskers, color=colour, marker="o", markersize=4, capsize=2, label=ANSWERS[name])
+        ax.plot((-0.3, 3.3), [probes[name]["chance"]] * 2, color=colour, linestyle=":", linewidth=1.2)
+    ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
+    _plain_axes(ax, "", "share right (dotted: by chance)")
+    ax.set_ylim(0, 1.02)
+    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    ax.set_title("What a linear layer reads off each step", fontsize=FONT + 1)
+
+
+def _mask_bars(ax: Axes, masks: dict) -> None:
+    """Change of Dice in each arm, and how much of the masks' area moves."""
+    arms = [arm for arm in ARM_LABELS if arm in masks]
+    changes = [masks[arm]["dice_change"] for arm in arms]
+    means = np.array([e["mean"] for e in changes])
+    whiskers = np.abs(np.array([e["interval"] for e in changes]).T - means)
+    knowledge, control = _line_colours(1)[0], (0.6, 0.6, 0.6)
+    colours = [control if arm in ("points", "coarse", "features") else knowledge for arm in arms]
+    ax.barh(range(len(arms)), means, xerr=whiskers, color=colours, error_kw={"linewidth": 1, "capsize": 2})
+    ax.set_yticks(range(len(arms)), [ARM_LABELS[arm] for arm in arms])
+    ax.invert_yaxis()
+    for y, arm in enumerate(arms):
+        text = f"{masks[arm]['dice_change']['mean']:+.3f}, {100 * masks[arm]['moved']['mean']:.0f} % of area"
+        ax.text(1.02, y, text, fontsize=FONT - 1, va="center", transform=ax.get_yaxis_transform())
+    ax.axvline(0, color="black", linewidth=0.8)
+    _plain_axes(ax, "change of Dice, and how much of the masks' area moves", "")
+    ax.set_title("Masks when knowledge (gray: something else) is exchanged", fontsize=FONT + 1)
+
+
+def _share_bars(ax: Axes, shares: dict) -> None:
+    """One bar per step, divided into what is the same everywhere and what differs."""
+    bottom = np.zeros(len(shares))
+    for (key, label), colour in zip(SHARE_LABELS.items(), ("#bbbbbb", *_line_colours(3)), strict=True):
+        heights = np.array([shares[step][key]["mean"] for step in shares])
+        ax.bar(range(len(shares)), heights, 0.7, bottom, color=colour, label=label)
+        bottom += heights
+    ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
+    _plain_axes(ax, "", "share of the mean square")
+    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.set_title("How varied each step is", fontsize=FONT + 1)

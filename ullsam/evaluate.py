@@ -1,4 +1,4 @@
-"""Scores a model on a folder of images: prompted segmentation, and the words it finds.
+"""Scores a model on a folder of images: prompted segmentation. Its descriptions are scored by words.py.
 
 Protocol: every instance of an image is prompted once and gives one mask. Each mask is scored against its own
 instance; then the masks are merged to a label map, which is matched with the true one as micro-sam does.
@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ullsam.data.corpus import Corpus, Record, Sample, spaced
+from ullsam.data.corpus import Corpus, Sample
 from ullsam.errors import InputError
 from ullsam.metrics import hit_rate, image_dice, instance_scores, label_map_scores, merge_instances
 from ullsam.parallel import collect, share
+from ullsam.records import folder_name, progress_bar, select_records
 from ullsam.sbr import instance_ids, sample_box, sample_points
+from ullsam.words import WORDS, evaluate_words, judge_words, mean_of_known, mean_words, summarise_words
 
 if TYPE_CHECKING:
-    from ullsam.model import ULLSAM
     from ullsam.predictor import Predictor
+
+__all__ = [
+    "SCORES", "evaluate", "evaluate_words", "format_table", "judge_words", "make_prompts", "mean_of_known", "mean_scores",
+    "report", "score_image", "score_masks", "select_records", "summarise", "summarise_words", "write_json",
+]  # fmt: skip
 
 SCORES = ("dice_instance", "dice_image", "sa50_instance", "sa50_labelmap", "msa")
 EDGES = np.array([-0.5, -0.5, 0.5, 0.5], np.float32)  # from the centres of a box's outermost pixels to their edges
@@ -64,7 +70,7 @@ def evaluate(
     start = time.perf_counter()
     _check_points(points)
     chosen, rows = select_records(corpus, split, seed, limit), []
-    for index, record in _bar(share(chosen), corpus, progress):
+    for index, record in progress_bar(share(chosen), corpus, progress):
         rng = np.random.default_rng([seed, index])
         scores = score_image(predictor, corpus.read(record), rng, points, use_vlk)
         rows += [(index, {"file": record.file, **scores})] if scores else []
@@ -73,7 +79,7 @@ def evaluate(
         raise InputError(f"No image of {corpus.folder} (split {split}) has an instance; check its masks.")
     _tell_empty(len(chosen) - len(per_image), corpus)
     return {
-        "model": predictor.model.config.name, "data": _name(corpus), "split": split,
+        "model": predictor.model.config.name, "data": folder_name(corpus), "split": split,
         "points": points if points == "box" else [int(n) for n in points],
         "vlk": use_vlk and predictor.model.vlsa is not None, "seed": seed, "n_images": len(per_image),
         "n_instances": sum(row["n_instances"] for row in per_image), **mean_scores(per_image),
@@ -161,62 +167,6 @@ def score_masks(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[
     }  # fmt: skip
 
 
-def evaluate_words(
-    model: ULLSAM, corpus: Corpus, split: str | None = None, seed: int = 0, limit: int | None = None,
-    shown: Corpus | None = None, max_new_tokens: int = 96, progress: bool = False,
-) -> dict:  # fmt: skip
-    """Describe images and compare the words with the facts of the corpus.
-
-    Args:
-        model: with a language model.
-        corpus, split, limit, progress: as in `evaluate`; images without an instance count here.
-        seed: chooses images of `shown`.
-        shown: None describes each image itself (condition "image"). Another corpus describes a random image of that
-            one instead (condition "shuffled") and judges the words by the facts of `corpus`: what is right then is
-            not read off the image.
-        max_new_tokens: upper limit of a description's length.
-
-    Returns:
-        model, data, split, condition, seed, n_images; modality and structure: share of descriptions that name the
-        right one, None where meta.json does not tell; distinct: number of different descriptions; contradicted: mean
-        number of false claims in a description (of modality, structure, count, place and contrast); seconds;
-        per_image: a list of {file, text, modality, structure, contradictions}.
-
-    Raises:
-        InputError: no language model, or as `evaluate`.
-    """
-    start = time.perf_counter()
-    model.llm_or_raise()
-    rows = []
-    for index, record in _bar(share(select_records(corpus, split, seed, limit)), corpus, progress):
-        sample = corpus.read(record)
-        image = sample.image if shown is None else _other(shown, np.random.default_rng([seed, index]))
-        text = model.describe(image, max_new_tokens=max_new_tokens)
-        rows.append((index, {"file": record.file, "text": text, **judge_words(text, sample)}))
-    rows = collect(rows)
-    return {
-        "model": model.config.name, "data": _name(corpus), "split": split,
-        "condition": "image" if shown is None else "shuffled", "seed": seed, "n_images": len(rows),
-        "modality": mean_of_known(row["modality"] for row in rows),
-        "structure": mean_of_known(row["structure"] for row in rows),
-        "distinct": len({row["text"] for row in rows}),
-        "contradicted": mean_of_known(len(row["contradictions"]) for row in rows),
-        "seconds": round(time.perf_counter() - start, 3), "per_image": rows,
-    }  # fmt: skip
-
-
-def judge_words(text: str, sample: Sample) -> dict:
-    """Whether a description names modality and structure (None where meta lacks the fact), and its false claims."""
-    from ullsam.data import captions, phrases
-
-    meta = sample.meta
-    return {
-        "modality": captions.names_modality(text, meta) if phrases.find_modality(meta) else None,
-        "structure": captions.names_structure(text, meta) if phrases.find_structure(meta) else None,
-        "contradictions": captions.contradictions(text, sample),
-    }
-
-
 def mean_scores(rows: Sequence[dict]) -> dict[str, float]:
     """Plain means of the five SCORES over images or datasets."""
     return {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
@@ -232,12 +182,6 @@ def summarise(results: Sequence[dict]) -> list[dict]:
         counts = {key: sum(row[key] for row in rows) for key in ("images", "instances")}
         rows.append({key: None for key in rows[0]} | {"data": "mean"} | counts | mean_scores(rows))
     return rows
-
-
-def summarise_words(results: Sequence[dict]) -> list[dict]:
-    """Turn results of `evaluate_words` into rows for `format_table`."""
-    left_out = ("seed", "seconds", "per_image")
-    return [{key: value for key, value in result.items() if key not in left_out} for result in results]
 
 
 def format_table(rows: Sequence[dict]) -> str:
@@ -263,8 +207,9 @@ def report(results: Sequence[dict], command: str) -> dict:
     head = {"command": command, "machine": machine}
     if len(results) == 1:
         return head | results[0]
-    scored = all(name in result for result in results for name in SCORES)
-    return head | {"results": list(results)} | ({"mean": mean_scores(results)} if scored else {})
+    means = {SCORES: mean_scores, WORDS: mean_words}
+    mean = [of(results) for names, of in means.items() if all(name in row for row in results for name in names)]
+    return head | {"results": list(results)} | ({"mean": mean[0]} if mean else {})
 
 
 def write_json(path: str | Path, values: dict) -> None:
@@ -291,40 +236,9 @@ def _check_points(points: tuple[int, int] | str) -> None:
         raise InputError(f"points is {points!r}; give (positive, negative) with at least 1 and 0, or 'box'.")
 
 
-def select_records(corpus: Corpus, split: str | None, seed: int, limit: int | None) -> list[tuple[int, Record]]:
-    """Records of the split with their places in the corpus; `limit` of them, evenly spaced."""
-    if seed < 0 or (limit is not None and limit < 1):
-        raise InputError(f"seed is {seed} and limit {limit}; give a seed of 0 or more and a limit of 1 or more.")
-    wanted = set(corpus.select(split))
-    chosen = [(index, record) for index, record in enumerate(corpus.records) if record in wanted]
-    return spaced(chosen, limit)
-
-
 def _tell_empty(count: int, corpus: Corpus) -> None:
     if count:
-        logging.getLogger(__name__).warning("%s: %d images without an instance are not scored", _name(corpus), count)
-
-
-def _bar(chosen: list, corpus: Corpus, progress: bool):
-    from tqdm import tqdm
-
-    return tqdm(chosen, desc=_name(corpus), unit="image", disable=not progress)
-
-
-def _name(corpus: Corpus) -> str:
-    """The folder's own name, without where it lies."""
-    return corpus.folder.resolve().name
-
-
-def _other(corpus: Corpus, rng: np.random.Generator) -> np.ndarray:
-    """A random image of a corpus."""
-    return corpus.read(corpus.records[rng.integers(len(corpus.records))]).image
-
-
-def mean_of_known(values) -> float | None:
-    """Mean of the values that are not None; None if none is left."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+        logging.getLogger(__name__).warning("%s: %d images without an instance are not scored", folder_name(corpus), count)
 
 
 def _summary(result: dict) -> dict:

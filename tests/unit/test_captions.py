@@ -9,6 +9,7 @@ from ullsam.data.captions import (
     COUNTS,
     caption,
     caption_claims,
+    check_claims,
     contradictions,
     count_band,
     measure,
@@ -309,3 +310,20 @@ def test_article(phrase, expected):
 ])
 def test_plural(one, many):
     assert plural(one) == many
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("Three nuclei on the left.", {"structure": True, "count": True, "location": True}),
+    ("An ultrasound of 5 nuclei.", {"modality": False, "structure": True, "count": False}),
+    ("Darker than the background.", {"contrast": False}),
+    ("Nothing to say.", {}),
+])
+def test_check_claims(text, expected):
+    claims = check_claims(text, boxes((5, 5), (10, 45), (20, 80)))
+    assert {key: right for key, right in claims.items() if right is not None} == expected
+    assert list(claims) == list(caption_claims(text))
+
+
+def test_claims_that_the_truth_cannot_decide_are_neither_right_nor_wrong():
+    claims = check_claims("Three nuclei by ultrasound.", boxes((5, 5), (10, 45), (20, 80), meta={}))
+    assert (claims["modality"], claims["structure"], claims["count"]) == (None, None, True)

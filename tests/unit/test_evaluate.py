@@ -13,16 +13,13 @@ from ullsam import ULLSAM, Corpus, InputError, Predictor, Sample, write_labels
 from ullsam.evaluate import (
     SCORES,
     evaluate,
-    evaluate_words,
     format_table,
-    judge_words,
     make_prompts,
     mean_scores,
     report,
     score_image,
     score_masks,
     summarise,
-    summarise_words,
     write_json,
 )
 
@@ -280,53 +277,6 @@ def test_same_result_twice(model, corpus):
     assert mean_scores([first]) == mean_scores([second])
 
 
-# ---------------------------------------------------------------- words
-
-META = {"name": "n", "modality": "fluorescence microscopy", "structure": "nucleus", "specimen": "cell culture"}
-
-
-class Speaker:
-    """A model that says one sentence per grey value."""
-
-    def __init__(self, sentences):
-        self.sentences, self.config = sentences, SimpleNamespace(name="speaker")
-
-    def llm_or_raise(self):
-        return None
-
-    def describe(self, image, max_new_tokens):
-        return self.sentences[int(image[0, 0, 0]) - 1]
-
-
-def test_words_are_judged_by_the_facts(tmp_path):
-    corpus = write_corpus(tmp_path / "c", [squares(3), squares(3)], META)
-    speaker = Speaker(["A fluorescence microscopy image of nuclei. There are three nuclei.", "An ultrasound image."])
-    result = evaluate_words(speaker, corpus)
-    assert (result["modality"], result["structure"], result["distinct"]) == (0.5, 0.5, 2)
-    assert [row["contradictions"] for row in result["per_image"]] == [[], ["modality"]]
-    assert result["contradicted"] == 0.5 and result["condition"] == "image"
-
-
-def test_shuffled_words_come_from_the_other_corpus(tmp_path):
-    corpus = write_corpus(tmp_path / "c", [squares(3)] * 4, META)
-    other = write_corpus(tmp_path / "other", [squares(1)])
-    result = evaluate_words(Speaker(["Cells."] + ["Nuclei."] * 3), corpus, shown=other)
-    assert result["condition"] == "shuffled"
-    assert (result["data"], result["n_images"], result["distinct"], result["structure"]) == ("c", 4, 1, 0.0)
-
-
-def test_facts_that_meta_lacks_are_not_judged(tmp_path):
-    result = evaluate_words(Speaker(["Nuclei."]), write_corpus(tmp_path / "c", [squares(3)]))
-    assert result["modality"] is None and result["structure"] is None
-    assert judge_words("Nuclei.", Sample(np.zeros((96, 112, 3), np.uint8), squares(1)))["contradictions"] == []
-
-
-def test_words_need_a_language_model(tmp_path):
-    plain = ULLSAM.from_preset("debug", llm=None, vlsa="none")
-    with pytest.raises(InputError, match="has no language model"):
-        evaluate_words(plain, write_corpus(tmp_path / "c", [squares(1)]))
-
-
 # ---------------------------------------------------------------- tables and files
 
 
@@ -345,12 +295,6 @@ def test_table_layout():
     rows = [{"variant": "paper", "dice": 0.5, "n": 3}, {"variant": None, "dice": None, "n": 12}]
     assert format_table(rows) == "variant   dice   n\npaper    0.500   3\n-            -  12"
     assert format_table([]) == ""
-
-
-def test_table_of_words_shows_no_texts(tmp_path):
-    result = evaluate_words(Speaker(["Nuclei."]), write_corpus(tmp_path / "c", [squares(3)], META))
-    assert "per_image" not in summarise_words([result])[0]
-    assert "Nuclei." not in format_table(summarise_words([result]))
 
 
 def test_report_holds_one_result_itself_and_several_in_a_list():
