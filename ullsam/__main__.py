@@ -18,10 +18,12 @@ def ship(args: argparse.Namespace) -> None:
 
 
 def readme(args: argparse.Namespace) -> None:
-    """Writes the tables of measured results into the README."""
-    from ullsam.report import update
+    """Writes the tables of measured results into the README and the model card."""
+    from ullsam.card import card
+    from ullsam.report import tables, update
 
-    print(f"Updated {update(args.file, args.results)}")
+    for file, write in ((args.file, tables), (args.card, card)):
+        print(f"Updated {update(file, write(args.results))}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -36,29 +38,56 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def evaluate_words(args: argparse.Namespace) -> None:
-    """Scores the descriptions of a model on every folder of images; shuffled: of the next folder's images."""
-    from ullsam.evaluate import evaluate_words, summarise_words
+    """Scores a model's descriptions on every folder of images; shuffled: of the next folder's images; text-only: of none."""
+    from functools import partial
+
     from ullsam.model import load
+    from ullsam.words import evaluate_words, summarise_words
 
     corpora, model = _open(args, load)
     if args.shuffled and len(corpora) < 2:
         raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
     shown = corpora[1:] + corpora[:1] if args.shuffled else [None] * len(corpora)
-    options = (args.split, args.seed, args.limit)
-    pairs = zip(corpora, shown, strict=True)
-    _finish(args, [evaluate_words(model, a, *options, shown=b, progress=True) for a, b in pairs], summarise_words)
+    options = {"split": args.split, "seed": args.seed, "limit": args.limit, "use_image": not args.text_only}
+    words = partial(evaluate_words, model, progress=True, **options)
+    _finish(args, [words(a, shown=b) for a, b in zip(corpora, shown, strict=True)], summarise_words)
 
 
-def reproduce(args: argparse.Namespace) -> None:
-    """Re-does the paper's tables at tiny scale; what is measured already is not measured again."""
-    from ullsam.data.corpus import data_root
-    from ullsam.reproduce import TABLES, Reproduction
-    from ullsam.reproduce_report import markdown
+def knowledge(args: argparse.Namespace) -> None:
+    """Measures what vision-language knowledge says about the images and what the masks make of it."""
+    from ullsam.charts import show_knowledge
+    from ullsam.knowledge import measure_knowledge, summarise_knowledge
+    from ullsam.model import load
+    from ullsam.parallel import team
 
-    names = args.tables or list(TABLES)
-    results = args.results or f"data/results/reproduce_{args.budget}.json"
-    job = Reproduction(args.budget, args.out, results, None if args.synthetic else data_root(args.data))
-    print(f"{markdown(job.run(names), names)}\n\nwritten to {results}")
+    if args.figure and Path(args.figure).suffix.lower() != ".png":
+        raise InputError(f"--figure {args.figure} does not end in .png; the figure is written in this format.")
+    corpora, model = _open(args, load)
+    for corpus in corpora:
+        corpus.select(args.fit_split)
+    fit = {"fit_split": args.fit_split, "fit_limit": args.fit_limit}
+    result = measure_knowledge(model, corpora, args.split, args.seed, args.limit, **fit, progress=True)
+    _finish(args, [result], summarise_knowledge)
+    if not team().is_main_process:
+        return
+    print("\n".join(result["reading"].values()))
+    if args.figure:
+        show_knowledge(result).save(args.figure)
+
+
+def worst(args: argparse.Namespace) -> None:
+    """Draws the worst case of every folder."""
+    import json
+
+    from ullsam.model import load
+    from ullsam.predictor import Predictor
+    from ullsam.worst import worst_cases
+
+    if not Path(args.results).is_file():
+        raise InputError(f"There is no {args.results}; write it with `python -m ullsam evaluate ... --out {args.results}`.")
+    corpora, model = _open(args, load)
+    worst_cases(Predictor(model), corpora, json.loads(Path(args.results).read_text())).save(args.out)
+    print(f"The picture is in {args.out}")
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -138,24 +167,24 @@ def _add_evaluation(commands) -> None:
     prompt.add_argument("--box", action="store_true", help="prompt with bounding boxes instead of points")
     _add_common(add, evaluate)
     add = commands.add_parser("evaluate-words", parents=[model], help="score the descriptions of a model")
-    add.add_argument("--shuffled", action="store_true", help="describe images of the next folder instead")
+    instead = add.add_mutually_exclusive_group()
+    instead.add_argument("--shuffled", action="store_true", help="describe images of the next folder instead")
+    instead.add_argument("--text-only", action="store_true", help="describe without any image")
     _add_common(add, evaluate_words)
+    add = commands.add_parser("knowledge", parents=[model], help="measure whether vision-language knowledge changes masks")
+    add.add_argument("--fit-split", default="train", help="split that the probes learn from (default: train)")
+    add.add_argument("--fit-limit", type=int, default=12, help="at most so many of its images per folder (default: 12)")
+    add.add_argument("--figure", metavar="FILE", help="PNG file for a figure of the results")
+    _add_common(add, knowledge)
+    add = commands.add_parser("worst", parents=[model], help="draw the worst case of every folder")
+    add.add_argument("--data", nargs="+", required=True, metavar="FOLDER", help="folders with images/ and masks/")
+    add.add_argument("--results", required=True, metavar="FILE", help="what `evaluate` wrote about the model on them")
+    add.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
+    add.set_defaults(run=worst)
     add = commands.add_parser("describe", parents=[model], help="describe images in words")
     add.add_argument("image", nargs="+", help="image files")
     add.add_argument("--question", help="asked after the image (default: a description)")
     add.set_defaults(run=describe)
-
-
-def _add_reproduce(commands) -> None:
-    add = commands.add_parser("reproduce", help="the paper's tables and figures at tiny scale")
-    add.add_argument("tables", nargs="*", help="table1 .. table5, fig3, fig5, fig6 (default: all)")
-    add.add_argument("--budget", default="class", help="class: minutes; full: hours (default: class)")
-    add.add_argument("--out", default="runs/reproduce", help="folder of the training runs (default: runs/reproduce)")
-    add.add_argument("--results", help="JSON file (default: data/results/reproduce_BUDGET.json)")
-    images = add.add_mutually_exclusive_group()
-    images.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
-    images.add_argument("--synthetic", action="store_true", help="synthetic images instead of corpora")
-    add.set_defaults(run=reproduce)
 
 
 def _add_app(commands) -> None:
@@ -163,7 +192,7 @@ def _add_app(commands) -> None:
     add.add_argument("--notebook", default="notebooks/app.ipynb", help="the page (default: notebooks/app.ipynb)")
     add.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
     add.add_argument("--port", type=int, default=8866, help="default: 8866")
-    add.add_argument("--sessions", type=int, default=8, help="pages at once, about 1.5 GB each (default: 8)")
+    add.add_argument("--sessions", type=int, default=8, help="pages at once, about 0.9 GB each (default: 8)")
     add.add_argument("--browser", action="store_true", help="open the page in a browser")
     add.set_defaults(run=app)
 
@@ -174,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     from ullsam.datasets.commands import add_commands as add_dataset_commands
     from ullsam.experiments import add_command as add_log_command
     from ullsam.microvqa_commands import add_commands as add_question_commands
+    from ullsam.reproduce_command import add_command as add_reproduce_command
     from ullsam.train_command import add_command as add_train_command
 
     parser = argparse.ArgumentParser(
@@ -186,12 +216,13 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("recipe", help="ullsam-tiny or usam-tiny")
     add.add_argument("--out", default="runs", help="folder of the recipes (default: runs)")
     add.set_defaults(run=ship)
-    add = commands.add_parser("readme", help="write the measured results into the README's tables")
+    add = commands.add_parser("readme", help="write the measured results into the README and the model card")
     add.add_argument("--file", default="README.md")
+    add.add_argument("--card", default="data/weights/README.md", help="the model card (default: data/weights/README.md)")
     add.add_argument("--results", default="data/results", help="folder of the JSON files (default: data/results)")
     add.set_defaults(run=readme)
     _add_evaluation(commands)
-    _add_reproduce(commands)
+    add_reproduce_command(commands)
     _add_app(commands)
     add_checkpoint_commands(commands)
     add_dataset_commands(commands)

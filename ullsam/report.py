@@ -6,26 +6,30 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from ullsam.errors import InputError
-from ullsam.evaluate import mean_of_known
+from ullsam.reproduce_report import difference, interval
+from ullsam.words import mean_of_known
 
 BEGIN, END = "<!-- results: python -m ullsam readme -->", "<!-- end of results -->"
 ARMS = {"tiny": "uLLSAM-tiny", "tiny_novlk": "without VLK", "usam_tiny": "uSAM-tiny"}  # file prefix -> column
+WORDS = {"own image": "", "image of another set": "_shuffled", "no image": "_text_only"}  # what is shown -> file suffix
 SETS = {"test": "In-domain test splits", "ood": "Out of domain, never trained or tuned on"}  # file suffix -> title
 
 
-def update(readme: str | Path, results: str | Path) -> Path:
-    """Replaces what stands between the marks of `readme` by the tables of the JSON files in `results`.
+def update(readme: str | Path, text: str) -> Path:
+    """Replaces what stands between the marks of a Markdown file by `text`.
 
     Raises:
         InputError: the file or its marks are missing.
     """
     path = Path(readme)
-    text = path.read_text() if path.is_file() else ""
-    if BEGIN not in text or END not in text:
+    old = path.read_text() if path.is_file() else ""
+    if BEGIN not in old or END not in old:
         raise InputError(f"{path} has no lines {BEGIN} and {END}; put them where the tables belong.")
-    before, rest = text.split(BEGIN, 1)
-    path.write_text(before + BEGIN + "\n" + tables(results) + END + rest.split(END, 1)[1])
+    before, rest = old.split(BEGIN, 1)
+    path.write_text(before + BEGIN + "\n" + text + END + rest.split(END, 1)[1])
     return path
 
 
@@ -33,53 +37,72 @@ def tables(results: str | Path) -> str:
     """All tables as Markdown; a measurement whose file is absent is left out."""
     folder, parts = Path(results), []
     for suffix, title in SETS.items():
-        arms = {arm: _read(folder / f"{prefix}_{suffix}.json") for prefix, arm in ARMS.items()}
+        arms = {arm: read_result(folder / f"{prefix}_{suffix}.json") for prefix, arm in ARMS.items()}
         arms = {arm: result for arm, result in arms.items() if result}
         if arms:
             parts.append(_scores(title, arms))
-    words = _read(folder / "tiny_words.json")
-    if words:
-        parts.append(_words(words, _read(folder / "tiny_words_shuffled.json")))
-    questions, clicks = _read(folder / "microvqa_tiny.json"), _read(folder / "click_latency.json")
+    words = {shown: read_result(folder / f"tiny_words{end}.json") for shown, end in WORDS.items()}
+    parts += [_words({shown: result for shown, result in words.items() if result})] if words["own image"] else []
+    questions, clicks = read_result(folder / "microvqa_tiny.json"), read_result(folder / "click_latency.json")
     parts += [_questions(questions)] if questions else []
     parts += [_clicks(clicks)] if clicks else []
     return "\n".join(parts)
 
 
-def _read(path: Path) -> dict | None:
+def read_result(path: Path) -> dict | None:
+    """A results file; None where it is absent."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _scores(title: str, arms: dict[str, dict]) -> str:
     """One row per dataset, Dice / SA(0.5) per object for each arm; the mean last."""
-    first = next(iter(arms.values()))
-    lines = [f"**{title}**, Dice / SA(0.5) per object:\n", _row(["dataset", "images", "objects", *arms])]
-    lines.append(_row(["---"] * (3 + len(arms))))
+    first_name, first = next(iter(arms.items()))
+    lines = [f"**{title}**, Dice / SA(0.5) per object:\n", table_row(["dataset", "images", "objects", *arms])]
+    lines.append(table_row(["---"] * (3 + len(arms))))
     for i, row in enumerate(first["results"]):
         pairs = [_pair(result["results"][i]) for result in arms.values()]
-        lines.append(_row([row["data"], row["n_images"], row["n_instances"], *pairs]))
+        lines.append(table_row([row["data"], row["n_images"], row["n_instances"], *pairs]))
     means = [f"**{_pair(result['mean'])}**" for result in arms.values()]
-    lines.append(_row(["**mean of the datasets**", "", "", *means]))
+    lines.append(table_row(["**mean of the datasets**", "", "", *means]))
+    lines.append(table_row(["95 % interval (Dice)", "", "", *(_interval(result) for result in arms.values())]))
     points = "{} positive and {} negative points".format(*first["results"][0]["points"])
-    conditions = f"\n{points} per object (SBR), seed {first['results'][0]['seed']}; {_command(first)}.\n"
-    return "\n".join([*lines, conditions])
+    gaps = [f"{first_name} minus {name} {_gap(first, result)}" for name, result in arms.items() if result is not first]
+    compared = f"Dice, {'; '.join(gaps)}. " if gaps else ""
+    conditions = f"Intervals hold 95 % of draws of images; {points} per object (SBR), seed {first['results'][0]['seed']}"
+    return "\n".join([*lines, f"\n{compared}{conditions}; {_command(first)}.\n"])
 
 
-def _words(result: dict, shuffled: dict | None) -> str:
-    """One row per dataset: how often the description names modality and structure, and how often that of another image
-    does by chance."""
-    arms = [arm for arm in (result, shuffled) if arm]
-    columns = [("modality", 0), ("structure", 0), *((key, 1) for key in ("modality", "structure") if shuffled)]
-    titles = ["modality", "structure", "modality, image of another set", "structure, image of another set"]
-    lines = ["**Descriptions**, share of images whose description names the right modality and structure:\n"]
-    lines.append(_row(["dataset", "images", "distinct texts", *titles[: len(columns)]]))
-    lines.append(_row(["---"] * (3 + len(columns))))
-    for i, row in enumerate(result["results"]):
-        lines.append(_row([row["data"], row["n_images"], row["distinct"]]
-                          + [_number(arms[arm]["results"][i][key]) for key, arm in columns]))  # fmt: skip
-    means = [_number(mean_of_known(row[key] for row in arms[arm]["results"])) for key, arm in columns]
-    lines.append(_row(["**mean of the datasets**", "", "", *(f"**{value}**" for value in means)]))
-    return "\n".join([*lines, f"\n{_command(result)}.\n"])
+def _sets(result: dict) -> dict[str, np.ndarray]:
+    """Dice and SA of each image of each dataset, (1, images, 2)."""
+    keys = ("dice_instance", "sa50_instance")
+    return {r["data"]: np.array([[[image[key] for key in keys] for image in r["per_image"]]]) for r in result["results"]}
+
+
+def _interval(result: dict) -> str:
+    low, high = interval(_sets(result))[:, 0]
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _gap(ours: dict, other: dict) -> str:
+    mean, low, high = difference(_sets(ours), _sets(other))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _words(conditions: dict[str, dict]) -> str:
+    """What the descriptions get right, per dataset; then the means when another image or none is shown."""
+    rows, command = conditions["own image"]["results"], _command(conditions["own image"])
+    columns = ["modality", "structure", "count", "hallucinated"]
+    titles = ["right modality", "right structure", "right number", "something false"]
+    lines = ["**Descriptions**, share of texts with:\n", table_row(["dataset", "images", "distinct texts", *titles])]
+    lines.append(table_row(["---"] * (3 + len(columns))))
+    for row in rows:
+        lines.append(table_row([row["data"], row["n_images"], row["distinct"], *(_number(row[c]) for c in columns)]))
+    for shown, result in conditions.items():
+        means = [_number(mean_of_known(row[c] for row in result["results"])) for c in columns]
+        lines.append(table_row([f"**mean, {shown}**", "", "", *(x and f"**{x}**" for x in means)]))
+    chance = _number(mean_of_known(row["count_chance"] for row in rows))
+    note = f"A number is right within its band; always saying a set's most frequent band gives {chance}. {command}."
+    return "\n".join([*lines, f"\n{note}\n"])
 
 
 def _questions(result: dict) -> str:
@@ -117,5 +140,6 @@ def _number(value) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _row(cells: list) -> str:
+def table_row(cells: list) -> str:
+    """One row of a Markdown table."""
     return "| " + " | ".join(str(c) for c in cells) + " |"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ullsam import InputError
+from ullsam.card import card
 from ullsam.report import BEGIN, END, tables, update
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 def result(dice, sa):
     row = {"data": "cells", "n_images": 2, "n_instances": 7, "points": [1, 3], "seed": 0}
-    return {"command": "python -m ullsam evaluate", "results": [row | {"dice_instance": dice, "sa50_instance": sa}],
+    images = [{"dice_instance": dice + x, "sa50_instance": sa + x} for x in (-0.05, 0.05)]
+    row |= {"dice_instance": dice, "sa50_instance": sa, "per_image": images}
+    return {"command": "python -m ullsam evaluate", "results": [row],
             "mean": {"dice_instance": dice, "sa50_instance": sa}}  # fmt: skip
 
 
@@ -21,7 +24,8 @@ def result(dice, sa):
 def results(tmp_path):
     for name, values in {"tiny": (0.81234, 0.9), "usam_tiny": (0.7, 0.65)}.items():
         (tmp_path / f"{name}_test.json").write_text(json.dumps(result(*values)))
-    row = {"data": "cells", "n_images": 2, "modality": 1.0, "structure": 0.5, "distinct": 2}
+    row = {"data": "cells", "n_images": 2, "modality": 1.0, "structure": 0.5, "count": None, "count_chance": 0.25,
+           "hallucinated": 0.75, "distinct": 2}  # fmt: skip
     (tmp_path / "tiny_words.json").write_text(json.dumps({"command": "c", "results": [row]}))
     return tmp_path
 
@@ -29,19 +33,21 @@ def results(tmp_path):
 def test_tables_hold_the_numbers_of_the_files(results):
     text = tables(results)
     assert "| cells | 2 | 7 | 0.812 / 0.900 | 0.700 / 0.650 |" in text
-    assert "| cells | 2 | 2 | 1.000 | 0.500 |" in text
+    assert "| 95 % interval (Dice) |  |  | 0.762 to 0.862 | 0.650 to 0.750 |" in text
+    assert "uLLSAM-tiny minus uSAM-tiny +0.112 (+0.112 to +0.112)" in text  # images are paired
+    assert "| cells | 2 | 2 | 1.000 | 0.500 |  | 0.750 |" in text and "most frequent band gives 0.250" in text
     assert "uSAM-tiny" in text and "without VLK" not in text and "Out of domain" not in text
 
 
-def test_words_stand_beside_those_of_another_image(results):
-    rows = [{"data": name, "n_images": 2, "modality": 0.25, "structure": share, "distinct": 1}
-            for name, share in (("cells", 0.125), ("pores", None))]  # fmt: skip
-    true = [row | {"modality": 1.0, "distinct": 2} for row in rows]
-    for name, values in (("", true), ("_shuffled", rows)):
-        (results / f"tiny_words{name}.json").write_text(json.dumps({"command": "c", "results": values}))
+def test_words_stand_beside_those_of_another_image_and_of_none(results):
+    rows = json.loads((results / "tiny_words.json").read_text())["results"]
+    for end, share in (("shuffled", 0.25), ("text_only", 0.125)):
+        other = {"command": "c", "results": [row | {"modality": share} for row in rows]}
+        (results / f"tiny_words_{end}.json").write_text(json.dumps(other))
     text = tables(results)
-    assert "| cells | 2 | 2 | 1.000 | 0.125 | 0.250 | 0.125 |" in text and "| pores | 2 | 2 | 1.000 |  | 0.250 |  |" in text
-    assert "| **mean of the datasets** |  |  | **1.000** | **0.125** | **0.250** | **0.125** |" in text
+    assert "| **mean, own image** |  |  | **1.000** | **0.500** |  | **0.750** |" in text
+    assert "| **mean, image of another set** |  |  | **0.250** |" in text
+    assert "| **mean, no image** |  |  | **0.125** |" in text
 
 
 def test_questions_and_clicks_are_told_with_their_conditions(results):
@@ -59,16 +65,30 @@ def test_questions_and_clicks_are_told_with_their_conditions(results):
 def test_update_replaces_the_block_only(results):
     path = results / "README.md"
     path.write_text(f"before\n{BEGIN}\nold numbers\n{END}\nafter\n")
-    update(path, results)
+    update(path, tables(results))
     first = path.read_text()
     assert first.startswith("before\n") and first.endswith(f"{END}\nafter\n") and "old numbers" not in first
-    update(path, results)
+    update(path, tables(results))
     assert path.read_text() == first
     path.write_text("no marks")
     with pytest.raises(InputError, match="has no lines"):
-        update(path, results)
+        update(path, "")
 
 
 def test_the_readme_is_up_to_date():
-    text = (ROOT / "README.md").read_text()
-    assert text.split(BEGIN)[1].split(END)[0] == "\n" + tables(ROOT / "data" / "results")
+    results = ROOT / "data" / "results"
+    for file, expected in (("README.md", tables(results)), ("data/weights/README.md", card(results))):
+        assert (ROOT / file).read_text().split(BEGIN)[1].split(END)[0] == "\n" + expected
+
+
+def test_the_card_tells_runs_and_means(results):
+    log = [{"step": step, "seconds": 9.0 * step, "loss": 2.0 - step / 400} for step in range(10, 401, 10)]
+    (results / "training_log.json").write_text(json.dumps({"kinds": log, "base": log[:20]}))
+    for name in ("tiny", "usam_tiny"):
+        values = result(0.8, 0.9)
+        values["mean"] |= {"dice_image": 0.7, "msa": 0.4}
+        (results / f"{name}_test.json").write_text(json.dumps(values))
+    text = card(results)
+    assert "| base | encoder | 3 | 256 px | 4 | 200 | 0.50 | 1.96 | 1.51 |" in text
+    assert text.index("| base |") < text.index("| kinds |") and "Together 1.5 hours" in text
+    assert "| uSAM-tiny: in-domain test splits | 0.800 | 0.900 | 0.700 | 0.400 |" in text
