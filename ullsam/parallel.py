@@ -2,14 +2,16 @@
 
 `accelerate launch -m ullsam ...` starts one process per GPU. On a machine without a GPU it starts a single one unless told
 otherwise: `accelerate launch --multi_gpu --num_processes 2 -m ullsam ...` starts two, which talk by gloo, as torchrun does.
+Training keeps the whole model on each GPU; with `accelerate launch --use_fsdp ...` each GPU keeps its part of every weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -46,3 +48,50 @@ def collect(numbered: Sequence[tuple[int, T]]) -> list[T]:
 
     team()
     return [result for _, result in sorted(gather_object(list(numbered)), key=lambda pair: pair[0])]
+
+
+# ---------------------------------------------------------------- weights that are divided among the processes
+
+
+def wants_shards() -> bool:
+    """True where several processes were asked to divide the weights among them: accelerate launch --use_fsdp."""
+    from accelerate.utils import parse_flag_from_env
+
+    return team().num_processes > 1 and bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def shard(module: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Divides every weight of `module` among the processes; those of a layer are put together while it computes.
+
+    PyTorch's own function and not accelerate's, which refuses to be set up where there is no GPU.
+
+    Args:
+        module: changed in place, the same one in all processes; its weights become DTensors.
+        layers: the large parts of it that compute one after the other.
+
+    Source: FSDP2 (torch.distributed.fsdp.fully_shard).
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device().type, (team().num_processes,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def together(tensor: Tensor) -> Tensor:
+    """A tensor as a whole: a divided one is collected on the CPU, by all processes at once."""
+    from torch.distributed.tensor import DTensor
+
+    tensor = tensor.detach()
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that belongs to a divided parameter; any other tensor as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -20,7 +20,7 @@ from ullsam.data.views import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.objectives import CaptionObjective, EncoderObjective, SegmentationObjective
-from ullsam.parallel import team
+from ullsam.parallel import divided_like, shard, team, together, wants_shards
 from ullsam.sam import Prompts
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
 
@@ -81,7 +81,8 @@ class Batches(Dataset):
         size = self.config.batch_size
         views = [self.views[index * size + i] for i in range(size)]
         origin = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
-        batch = {"image": torch.from_numpy(np.stack([v["image"] for v in views])), "origin": origin}
+        batch = {key: torch.from_numpy(np.stack([v[key] for v in views])) for key in ("image", "shown")}
+        batch["origin"] = origin
         if self.captions:
             batch["caption"] = [first_sentences(v["caption"], self.config.sentences) for v in views]
         if self.stage.targets == "captions":
@@ -154,9 +155,11 @@ def fit(
 
     Processes that a launcher started (see `parallel.py`) train together: each takes every n-th batch, their gradients are
     averaged, and the first alone writes. So n processes take the same steps as one with `accumulate` n times as large.
+    Where the launcher asks for it, each keeps only its part of every weight; what is written is the same.
 
     Args:
-        model: changed in place; config: the stage and its settings; mixture: where images come from.
+        model: changed in place; it stays in parts where the weights are divided, load the folder then.
+        config: the stage and its settings; mixture: where images come from.
         folder: gets log.jsonl, checkpoint.pt (to go on from), and at the end the model by `save_pretrained`.
         progress: show a bar; on_log: called with each log line, for live plots.
 
@@ -164,17 +167,19 @@ def fit(
         All log lines of the run, those before an interruption included.
 
     Raises:
-        InputError: the folder holds a run with other settings, or one of another number of processes.
+        InputError: the folder holds a run with other settings, or one of another number of processes, or weights are to
+            be divided in a run whose batches do not all use the same ones.
     """
     accelerator = _accelerator(config)
     run = _Run(model, config, Path(folder), accelerator)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
     batches = Batches(mixture, config, sam.image_size, sam.patch_size, count)
     run.train(batches, progress, on_log)
+    state = run.whole(model.own_state())
     if accelerator.is_main_process:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state=state)
     accelerator.wait_for_everyone()
-    if model.llm is not None:
+    if model.llm is not None and not run.sharded:
         model.llm.merge_lora()  # faster from here on; what is saved are the adapters
     return run.logs
 
@@ -182,10 +187,12 @@ def fit(
 def _accelerator(config: TrainConfig):
     """Accelerate's view of this process and its fellows; in stage 3 a batch uses some parts only (points or boxes)."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import patch_environment
 
     team()
     shared = DistributedDataParallelKwargs(find_unused_parameters=config.stage == 3)
-    return Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate, kwargs_handlers=[shared])
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # weights are divided by `shard`, with and without GPUs
+        return Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate, kwargs_handlers=[shared])
 
 
 class _Run:
@@ -195,17 +202,35 @@ class _Run:
         stage = STAGES[config.stage]
         if model.llm is not None:
             model.llm.merge_lora("llm" not in stage.trained)
-        self.config, self.folder, self.accelerator = config, folder, accelerator
+        self.config, self.folder, self.accelerator, self.sharded = config, folder, accelerator, wants_shards()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             objective = stage.objective(model, config)
-        self.named = select_trained(model, stage) + [x for x in objective.named_parameters() if "model." not in x[0]]
-        self.optimizer = build_optimizer(self.named, config)
+        self.named = _trained(model, objective, stage)
         self.step, self.logs, self.seconds = 0, [], 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "checkpoint.pt").is_file():
-            self._load()
-        self.objective, self.optimizer = accelerator.prepare(objective, self.optimizer)
+        stored = self._load() if (folder / "checkpoint.pt").is_file() else None
+        if self.sharded:
+            self._shard(model, objective, stage)
+        optimizer = build_optimizer(self.named, config)
+        if stored is not None:
+            optimizer.load_state_dict(_divided(stored, optimizer))
+        parts = (objective, accelerator.prepare_optimizer(optimizer)) if self.sharded else None
+        self.objective, self.optimizer = parts or accelerator.prepare(objective, optimizer)
+
+    def _shard(self, model: ULLSAM, objective: nn.Module, stage: Stage) -> None:
+        """Leaves this process its part of every weight; the trained ones are new objects afterwards."""
+        if 0 < self.config.box_share < 1 and self.config.stage == 3:
+            raise InputError("With --use_fsdp all batches must use the same weights; set box_share to 0 or 1, or leave "
+                             "--use_fsdp out.")  # fmt: skip
+        language = [] if model.llm is None else model.llm.lm.model.layers
+        shard(objective, [*model.sam.image_encoder.blocks, *language])
+        self.named = _trained(model, objective, stage)
+
+    def whole(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as a whole, for the process that writes; the others help to collect divided ones and keep none."""
+        pairs = ((name, together(x)) for name, x in state.items())
+        return {name: x for name, x in pairs if self.accelerator.is_main_process}
 
     def train(self, batches: Batches, progress: bool, on_log) -> None:
         from accelerate.utils import send_to_device
@@ -253,7 +278,7 @@ class _Run:
             losses = self.accelerator.reduce({k: v.detach() for k, v in losses.items()}, "mean")
             values = {k: round(v.item(), 5) for k, v in losses.items()}
             self._log({"step": self.step, "seconds": round(self.seconds, 2), **values}, bar, on_log)
-        if (self.step % c.save_every == 0 or last) and self.accelerator.is_main_process:
+        if self.step % c.save_every == 0 or last:
             self._save()
 
     def _log(self, line: dict, bar, on_log) -> None:
@@ -270,13 +295,19 @@ class _Run:
         """Everything that the rest of the run depends on, in one file that is complete or absent."""
         state = {
             "config": asdict(self.config), "processes": self.accelerator.num_processes, "step": self.step,
-            "seconds": self.seconds, "logs": self.logs, "model": {n: p.detach() for n, p in self.named},
-            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds, "logs": self.logs, "model": self.whole(dict(self.named)),
+            "optimizer": self._whole_optimizer(),
         }  # fmt: skip
-        torch.save(state, self.folder / "checkpoint.pt.part")
-        os.replace(self.folder / "checkpoint.pt.part", self.folder / "checkpoint.pt")
+        if self.accelerator.is_main_process:
+            torch.save(state, self.folder / "checkpoint.pt.part")
+            os.replace(self.folder / "checkpoint.pt.part", self.folder / "checkpoint.pt")
 
-    def _load(self) -> None:
+    def _whole_optimizer(self) -> dict:
+        state = self.optimizer.state_dict()
+        return state | {"state": {i: self.whole(values) for i, values in state["state"].items()}}
+
+    def _load(self) -> dict:
+        """Goes back to the checkpoint; returns the optimiser's state."""
         path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["config"] != asdict(self.config):
@@ -290,11 +321,23 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.named:
                 parameter.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.logs, self.seconds = state["step"], state["logs"], state["seconds"]
         if self.accelerator.is_main_process:
             lines = "".join(json.dumps(line) + "\n" for line in self.logs)
             (self.folder / "log.jsonl").write_text(lines)  # drops lines after the checkpoint
+        return state["optimizer"]
+
+
+def _trained(model: ULLSAM, objective: nn.Module, stage: Stage) -> list[tuple[str, nn.Parameter]]:
+    """What the stage trains, by name: weights of the model, and heads that the objective adds for the time of training."""
+    return select_trained(model, stage) + [x for x in objective.named_parameters() if "model." not in x[0]]
+
+
+def _divided(state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """The state of an optimiser as this process keeps it where its parameters are divided."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {i: {k: divided_like(parameters[i], x) for k, x in part.items()} for i, part in state["state"].items()}
+    return state | {"state": parts}
 
 
 def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:

@@ -1,4 +1,21 @@
-"""The command `train` of python -m ullsam: a recipe of the shipped weights, or one stage of any preset."""
+"""The command `train` of python -m ullsam: a recipe of the shipped weights, or one stage of any preset.
+
+`--preset paper` takes what the paper says (section 3.3 and appendix A; `config.PAPER_TRAINING`). Where the authors' released
+code does something else, the paper counts:
+
+- Stage 1: learning rate 1e-4 and 3 images per GPU; the code's defaults are 2e-4, and 1 image with 8 micro-steps per step.
+- Stages 1 and 2: the loss is of the answer's tokens and of the token that ends it. The code also trains on the padding
+  behind it and on the words that open the assistant's turn.
+- Stage 2: the language model's weights are float32 under bfloat16 autocast. The code trains pure bfloat16 weights, in which
+  a step of 1e-6 is mostly lost to rounding; its examples use 1e-5 or 1e-6.
+- Stage 3: the cosine falls to 2 % of the peak over optimiser steps. The code plans it in micro-steps and advances it once in
+  eight, so that the warm-up takes 24 % of the run and the rate ends at 98 % of the peak.
+- All: weight decay is for matrices and kernels. The code also shrinks SAM's norms and VLSA's scale.
+- All: one generator by seed for points, crops and order. The code leaves numpy, which draws the points, unseeded.
+- Resuming restores the optimiser. The code saves its state and never loads it.
+- Both: 4 objects per image, 1 point inside and 3 outside, BCE + Dice, no loss for the mask-quality head, and a learning rate
+  of 1e-3 in stage 3 (micro-sam's own is 1e-5).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +38,7 @@ SETTINGS = {
 def add_command(commands) -> None:
     """Adds the command to the parser of python -m ullsam."""
     add = commands.add_parser("train", help="train a recipe, or one stage of a preset, or go on with it; on several GPUs: "
-                              "accelerate launch -m ullsam train ...")  # fmt: skip
+                              "accelerate launch [--use_fsdp] -m ullsam train ...")  # fmt: skip
     add.add_argument("recipe", nargs="?", help="a name from ullsam/recipes.py, for example base; else --preset and --stage")
     add.add_argument("--out", default="runs", help="folder that holds one folder per recipe or stage (default: runs)")
     add.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
@@ -31,6 +48,8 @@ def add_command(commands) -> None:
     for name in ("sam", "llm", "ullsam"):
         add.add_argument(f"--{name}", help=f"checkpoint that the preset paper takes its {name} part from, see convert")
     add.add_argument("--lora", type=int, metavar="RANK", help="of the language model's adapters; 0 trains all of it")
+    add.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                     help="of a language model that stays as it is, as in stages 1 and 3 or with --lora (default: float32)")
     add.add_argument("--precision", choices=("no", "bf16"), help="no: float32, bf16: bfloat16 autocast")
     for name, meaning in SETTINGS.items():
         kind = float if name == "lr" else int
@@ -61,9 +80,17 @@ def train_stage(args: argparse.Namespace) -> Path:
         raise InputError(f"--stage is {args.stage}; give one of {', '.join(map(str, STAGES))}.")
     config = training(args)
     mixture, model = _mixture(args), _model(args, config.seed)
+    _check_dtype(args, model)
     folder = Path(args.out) / f"{args.preset}-stage{args.stage}"
     fit(model, config, mixture, folder)
     return folder
+
+
+def _check_dtype(args: argparse.Namespace, model) -> None:
+    """Refuses to train rounded weights: a step of stage 2 is far smaller than the distance of two bfloat16 numbers."""
+    if args.stage == 2 and args.dtype != "float32" and model.llm is not None and not model.config.llm.lora_rank:
+        raise InputError("Stage 2 trains the whole language model, and in bfloat16 steps of 1e-6 are lost to rounding; "
+                         "leave --dtype out, or give --lora in stage 1.")  # fmt: skip
 
 
 def training(args: argparse.Namespace):
@@ -81,19 +108,21 @@ def training(args: argparse.Namespace):
 
 def _model(args: argparse.Namespace, seed: int):
     """The preset with random weights, or from real checkpoints, or from the result of the stage before."""
+    import torch
+
+    from ullsam.checkpoints import load_paper
     from ullsam.config import preset
-    from ullsam.model import ULLSAM, load
+    from ullsam.model import ULLSAM
 
     if args.preset == "paper" and args.start is None:
-        if args.lora:
-            raise InputError("--lora is for a language model that transformers loads by name; for 'paper' leave it out.")
-        return load("paper", sam=args.sam, llm=args.llm, ullsam=args.ullsam)
+        dtype = getattr(torch, args.dtype)
+        return load_paper(args.sam, args.llm, args.ullsam, dtype, seed=seed, lora_rank=args.lora or 0)
     if args.sam or args.llm or args.ullsam:
         raise InputError("--sam, --llm and --ullsam are the parts of the preset paper without --start; leave them out.")
     if args.start is not None:
         if args.lora is not None:
             raise InputError(f"The model in {args.start} has its own adapters or none; leave --lora out.")
-        return ULLSAM.from_pretrained(args.start)
+        return ULLSAM.from_pretrained(args.start, getattr(torch, args.dtype))
     config = preset(args.preset)
     if args.lora is not None:
         config = replace(config, llm=replace(config.llm, lora_rank=args.lora))

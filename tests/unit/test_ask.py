@@ -3,6 +3,9 @@
 import base64
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -166,3 +169,25 @@ def test_command_line(server, folder, capsys, monkeypatch):
     (folder / "captions.jsonl").unlink()
     assert main(["caption", str(folder), "--base-url", "localhost:1"]) == 2
     assert "is no web address" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_parts_of_a_run_that_was_stopped_are_taken_over(server, folder):
+    (folder / "captions.1.part").write_text(json.dumps({"file": "4.png", "caption": "kept"}) + "\n" + '{"file": "5.p')
+    caption_folder(folder, at(server))
+    found = {row["file"]: row["caption"] for row in rows(folder)}
+    assert len(rows(folder)) == 6 and found["4.png"] == "kept" and found["5.png"] == "grey level 50 of (20, 30)."
+    assert len(server.asked) == 5 and not list(folder.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_captions_of_one(server, folder):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "ullsam"]
+    words += ["caption", str(folder), "--base-url", at(server).base_url, "--workers", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("6 images have a caption") == 1 and len(server.asked) == 6
+    assert Corpus(folder).captions == {f"{i}.png": f"grey level {10 * i} of (20, 30)." for i in range(6)}
+    assert len(rows(folder)) == 6 and not list(folder.glob("*.part"))

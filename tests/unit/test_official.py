@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ullsam import ULLSAM, InputError, Prompts, build_sam, load, preset
 from ullsam.__main__ import main
@@ -132,6 +133,33 @@ def test_start_of_training_from_sam_and_internvl(ours, files):
     assert not equal(load_paper(files / "sam.pth", files / "InternVL", seed=1), model)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
     assert not any(p.requires_grad for p in model.llm.parameters()) and model.vlsa.scale.requires_grad
+
+
+def test_adapters_on_the_papers_language_model(ours, files, tmp_path):
+    model = load_paper(files / "sam.pth", files / "InternVL", dtype=torch.bfloat16, lora_rank=2)
+    kinds = {"lora_" in name: p.dtype for name, p in model.llm.named_parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}  # what is trained is never rounded
+    model = replace_prompt(load_paper(files / "sam.pth", files / "InternVL", lora_rank=2))
+    plain = replace_prompt(load_paper(files / "sam.pth", files / "InternVL"))
+    assert all(torch.equal(a, b) for a, b in zip(forward(model), forward(plain), strict=True))  # they add nothing at first
+    shaken(nn.ModuleList(m for n, m in model.llm.named_modules() if n.endswith("lora_B")))
+    assert not torch.equal(forward(model)[0], forward(plain)[0])
+    model.save_pretrained(tmp_path / "adapted")
+    stored = load_file(tmp_path / "adapted" / "model.safetensors")
+    assert all("lora_" in k for k in stored if k.startswith("llm.")) and not (tmp_path / "adapted" / "llm").exists()
+    again = load(tmp_path / "adapted")
+    assert equal(again, model) and again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(forward(replace_prompt(again)), forward(model), strict=True))
+    with pytest.raises(InputError, match="has no folder of its own; leave the adapters out"):
+        load_paper(ullsam=files / "final_all_e24.pt", llm=files / "InternVL", lora_rank=2)
+
+
+def test_adapters_of_a_language_model_that_is_gone(files, tmp_path):
+    shutil.copytree(files / "InternVL", tmp_path / "InternVL")
+    load_paper(files / "sam.pth", tmp_path / "InternVL", lora_rank=2).save_pretrained(tmp_path / "adapted")
+    shutil.rmtree(tmp_path / "InternVL")
+    with pytest.raises(InputError, match="no file or folder .*InternVL"):
+        load(tmp_path / "adapted")
 
 
 def test_any_language_model_of_transformers(ours, files, tmp_path):

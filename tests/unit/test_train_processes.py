@@ -99,6 +99,37 @@ def test_two_processes_learn_what_one_learns_from_the_double_batch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("stage", "options"), [(3, []), (2, ["--lora", "2"])])
+def test_divided_weights_are_written_as_by_one_process(stage, options, tmp_path):
+    common = ["--preset", "debug", "--stage", str(stage), "--synthetic", "--batch-size", "1", "--warmup", "1", *options,
+              "--steps", "4", "--save-every", "2", "--log-every", "1"]  # fmt: skip
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2", "-m", "ullsam"]
+    command = [*start, "train", *common, "--out", str(tmp_path / "two")]
+    env, folder = os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "two" / f"debug-stage{stage}"
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (folder / "checkpoint.pt").is_file():
+        time.sleep(0.02)
+    kill_all(process)  # after two steps: the rest starts from the checkpoint, whose tensors are whole
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert main(["train", *common, "--accumulate", "2", "--out", str(tmp_path / "one")]) == 0
+    one, two = (load_file(tmp_path / x / folder.name / "model.safetensors") for x in ("one", "two"))
+    llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if options else {}
+    assert distance(one, two, ULLSAM.from_preset("debug", **llm).state_dict()) < 1e-2
+    one, two = (torch.load(tmp_path / x / folder.name / "checkpoint.pt", weights_only=True) for x in ("one", "two"))
+    assert [(k, x.shape) for k, x in one["model"].items()] == [(k, x.shape) for k, x in two["model"].items()]
+    one, two = (x["optimizer"]["state"] for x in (one, two))
+    assert all(torch.allclose(one[i]["exp_avg"], two[i]["exp_avg"], atol=1e-6) for i in one) and one.keys() == two.keys()
+    assert {p.name for p in folder.iterdir()} == {"checkpoint.pt", "config.json", "log.jsonl", "model.safetensors"}
+
+
+def test_divided_weights_need_batches_that_use_the_same_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("ullsam.train.wants_shards", lambda: True)
+    with pytest.raises(InputError, match="set box_share to 0 or 1, or leave --use_fsdp out"):
+        fit(ULLSAM.from_preset("debug"), RUNS["masks"], Mixture([], STYLES, 1.0), tmp_path, progress=False)
+
+
+@pytest.mark.slow
 def test_the_command_on_two_processes_goes_on_after_a_stop(tmp_path):
     words = ["--preset", "debug", "--stage", "3", "--synthetic", "--steps", "24", "--batch-size", "1", "--save-every", "5",
              "--log-every", "1", "--warmup", "2"]  # fmt: skip
@@ -159,7 +190,9 @@ def test_stages_follow_one_another_from_the_command_line(tmp_path, capsys):
         (["--preset", "debug", "--stage", "1", "--sam", "x.pth", "--synthetic"], "parts of the preset paper"),
         (["--preset", "huge", "--stage", "1", "--synthetic"], "no preset 'huge'"), (["nothing"], "no recipe 'nothing'"),
         (["--preset", "paper", "--stage", "1", "--synthetic"], "needs llm="),
-        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic"], "leave it out"),
+        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic"], "needs llm="),
+        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic", "--llm", "x", "--ullsam", "y"], "adapters out"),
+        (["--preset", "debug", "--stage", "2", "--dtype", "bfloat16", "--synthetic"], "lost to rounding; leave --dtype out"),
         (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "nowhere"], "no model in nowhere"),
         (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "x", "--lora", "2"], "leave --lora out"),
     ],

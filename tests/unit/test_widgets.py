@@ -1,5 +1,6 @@
 """The click widget is driven through its methods and through browser messages; no browser is needed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from ullsam.config import preset
 from ullsam.widgets import ClickToSegment
 from ullsam.widgets.click import EXPORTS, GESTURES, _layer
 from ullsam.widgets.export import KINDS
+from ullsam.widgets.files import FileExchange
+from ullsam.widgets.live import PointerImage
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +230,9 @@ def test_status_and_repr_tell_where_the_work_stands(demo):
     assert repr(demo) == "ClickToSegment(56 x 40 pixels: Click on an object.)"
     demo.click(30, 20)
     demo.set_box(20, 10, 40, 30)
-    assert demo.status == f"1 point(s) and a box, mask of {demo.mask.sum()} pixels; 0 instance(s) saved."
+    assert demo.status == f"1 point and a box, mask of {demo.mask.sum()} pixels; 0 instances saved."
     demo.save_instance()
-    assert "1 instance(s) saved" in repr(demo)
+    assert "1 instance saved" in repr(demo)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "shown"), [
@@ -292,6 +295,15 @@ def test_the_parts_of_the_front_end_make_one_module(tmp_path):
     (tmp_path / "try.mjs").write_text('import widget from "./widget.mjs"; console.log(typeof widget.render);')
     done = subprocess.run(["node", tmp_path / "try.mjs"], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "function", done.stderr
+
+
+@pytest.mark.parametrize("widget", [ClickToSegment, FileExchange, PointerImage])
+def test_a_front_end_needs_no_other_address_and_no_loader(widget):
+    script, style = (str(getattr(widget, name, "")) for name in ("_esm", "_css"))  # VS Code and Colab take them as they are
+    assert "export default" in script
+    assert not re.findall(r"https?://(?!www\.w3\.org/)\S+", script + style)  # that one is the name of SVG, not loaded
+    loaders = r"^import\b|\bimport\(|\brequire(?:js)?\b|\bdefine\(|@import|\bjupyterapp\b|\burl\("
+    assert not re.findall(loaders, script + style, flags=re.MULTILINE)
 
 
 def test_colab_widget_manager_is_switched_on(monkeypatch, Discs, image):

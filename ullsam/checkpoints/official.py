@@ -44,6 +44,8 @@ def load_official(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         The weights, mapped from the disk, and how images must be prepared for them (fields of `SamConfig`): the official
         way, or what the checkpoint names itself if `save_official` wrote it.
 
+    What leaks: the authors started from uSAM and do not say which version; `load_sam` lists what each of them has seen.
+
     Raises:
         InputError: no such file, cut off, could run code, or another kind of checkpoint.
     """

@@ -17,7 +17,7 @@ from ullsam.checkpoints.official import from_official, is_complete, load_officia
 from ullsam.checkpoints.sam import read_sam, sam_config
 from ullsam.config import INTERNVL, LlmConfig, ModelConfig
 from ullsam.errors import InputError
-from ullsam.llm import BUILT_IN, LanguageModel, load_llm
+from ullsam.llm import BUILT_IN, LanguageModel, add_lora, load_llm
 from ullsam.model import ULLSAM
 from ullsam.sam import build_sam
 
@@ -26,12 +26,13 @@ FOLDER = "llm"  # where a saved model keeps its language model's settings and to
 
 def load_paper(
     sam: str | Path | None = None, llm: str | Path | None = None, ullsam: str | Path | None = None,
-    dtype: torch.dtype = torch.float32, device="cpu", seed: int = 0,
+    dtype: torch.dtype = torch.float32, device="cpu", seed: int = 0, lora_rank: int = 0,
 ) -> ULLSAM:
     """The paper's model from real checkpoints; what none of them holds starts with random weights.
 
     Args:
-        sam: SAM or uSAM, see `load_sam`; not with a complete official checkpoint.
+        sam: SAM or uSAM, see `load_sam`; not with a complete official checkpoint. Mind what uSAM has seen: today's
+            "vit_b_lm" was trained on three of the paper's out-of-domain sets (CellPose, OmniPose, OrgaSegment).
         llm: the language model: folder or hub name of InternVL2.5-2B or internlm2_5-1_8b-chat, of any causal language
             model of transformers, or "smollm2". With `ullsam` its settings and tokenizer are enough. InternVL's own
             projection takes features of another width than SAM's, so only its second layer is used to start from.
@@ -40,6 +41,8 @@ def load_paper(
         dtype: of the language model, 95 % of the weights; all else is float32.
         device: where the weights go.
         seed: of the random weights.
+        lora_rank: > 0 gives the language model adapters of this rank for stage 2, in float32; what is saved then are the
+            adapters, and the language model is read from `llm` again. Not with `ullsam`.
 
     Returns:
         The model; its settings name the preprocessing that the weights need: official checkpoints were trained on
@@ -51,6 +54,9 @@ def load_paper(
     if llm is None:
         raise InputError("The paper's model needs llm=, the folder of InternVL2.5-2B or the name OpenGVLab/InternVL2_5-2B; "
                          "with ullsam= its config.json and tokenizer.model are enough.")  # fmt: skip
+    if lora_rank and ullsam:
+        raise InputError(f"Adapters are saved without the language model, and the one of {ullsam} has no folder of its own; "
+                         "leave the adapters out.")  # fmt: skip
     theirs, settings = load_official(ullsam) if ullsam else ({}, {})
     plain = _sam_part(sam, theirs, ullsam)
     if plain:
@@ -62,6 +68,29 @@ def load_paper(
     state = {"sam." + k: v for k, v in plain.items()}
     state |= dict(from_official(model, theirs, ullsam)) if theirs else _projection_base(model, base)
     fill(model, state, sam or ullsam, dtype, device, _may_be_absent(theirs))
+    if lora_rank:
+        model.llm = add_adapters(model.llm, replace(model.llm.config, lora_rank=lora_rank), seed)
+        model.config = replace(model.config, llm=model.llm.config)
+    return model
+
+
+def add_adapters(language: LanguageModel, config: LlmConfig, seed: int = 0) -> LanguageModel:
+    """The language model with LoRA adapters in float32, whatever its own weights are; they change nothing at first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _language(add_lora(language.lm, config), language.tokenizer, config)
+
+
+def load_with_adapters(folder: str | Path, config: ModelConfig, dtype: torch.dtype = torch.float32, device="cpu") -> ULLSAM:
+    """A model that was saved with adapters alone: the language model is read from where its settings say.
+
+    Raises:
+        InputError: the language model is not there any more, or the folder's weights do not fit.
+    """
+    language, _ = _open_language(config.llm.name, True, dtype, device)
+    model = frame(config, add_adapters(language, config.llm), seed=0)
+    borrowed = tuple(k for k in model.state_dict() if k.startswith("llm.") and "lora_" not in k)
+    fill(model, read_safetensors(folder), folder, torch.float32, device, borrowed)
     return model
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import cv2
 
 from ullsam.data.corpus import Corpus, Record
-from ullsam.data.io import png, read_image, to_rgb8
+from ullsam.data.io import png, read_image, to_rgb8, write_atomic
 from ullsam.datasets.biomedica import append_line, read_lines
 from ullsam.errors import InputError
+from ullsam.parallel import share, team
 
 # The paper's instruction to Qwen2.5-VL-72B (Appendix A, Figure 8), word for word: other words give other captions.
 PROMPT = (
@@ -57,6 +58,8 @@ def caption_folder(
 ) -> int:
     """Adds a caption of every image of a corpus to its captions.jsonl; images that have one are not asked again.
 
+    Processes of `accelerate launch` share the images; each writes a part of its own, and the first puts them together.
+
     Args:
         folder: a corpus; server: what is asked; split: only this split; workers: questions under way at once;
             say: gets a line every 100 captions.
@@ -67,13 +70,30 @@ def caption_folder(
     Raises:
         InputError: the server refuses, or keeps failing; what was answered stays, and the next run goes on from there.
     """
-    corpus, path = Corpus(folder), Path(folder) / "captions.jsonl"
+    corpus, path, members = Corpus(folder), Path(folder) / "captions.jsonl", team()
+    _put_together(path)
     done = {row["file"] for row in read_lines(path)}
     records = corpus.select(split)
-    missing = [record for record in records if record.file not in done]
-    with path.open("a", encoding="utf-8") as file:
+    missing = share([record for record in records if record.file not in done])
+    part = path.with_suffix(f".{members.process_index}.part") if members.num_processes > 1 else path
+    with part.open("a", encoding="utf-8") as file:
+        say = say if members.is_main_process else None
         _ask_all(missing, server, workers, _Journal(file, server.model, len(missing), say))
+    _put_together(path)
     return len(records)
+
+
+def _put_together(path: Path) -> None:
+    """Moves the captions of all processes, also those of a run that was stopped, into the one file."""
+    team().wait_for_everyone()
+    parts = sorted(path.parent.glob("captions.[0-9]*.part"))
+    if parts and team().is_main_process:
+        rows = {row["file"]: row for file in (path, *parts) for row in read_lines(file)}
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+        write_atomic(path, lines.encode("utf-8"))
+        for part in parts:
+            part.unlink()
+    team().wait_for_everyone()
 
 
 class _Journal:

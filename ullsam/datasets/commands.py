@@ -58,7 +58,9 @@ def prepare_pairs(args: argparse.Namespace) -> None:
 def caption(args: argparse.Namespace) -> None:
     """Asks a server for a caption of every image of a folder."""
     from ullsam.datasets.ask import Server, caption_folder, server_key
+    from ullsam.parallel import team
 
     server = Server(args.base_url, args.model, timeout=args.timeout, key=server_key())
     count = caption_folder(args.folder, server, args.split, args.workers, partial(print, flush=True))
-    print(f"{count} images have a caption in {Path(args.folder) / 'captions.jsonl'}")
+    if team().is_main_process:
+        print(f"{count} images have a caption in {Path(args.folder) / 'captions.jsonl'}")
