@@ -10,7 +10,7 @@ from pathlib import Path
 from ullsam.errors import InputError
 
 NOTEBOOK = "notebooks/app.ipynb"
-SESSIONS = 8  # pages at once; each has a kernel with the models, about 1.5 GB
+SESSIONS = 8  # pages at once; each has a kernel with the models, about 0.9 GB
 IDLE = 30 * 60  # seconds without a gesture after which a page's kernel ends
 FULL = "All places of this server are taken; try again in a few minutes."
 

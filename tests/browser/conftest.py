@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import cv2
 import nbformat
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ import ullsam
 from IPython.display import display
 from ullsam.widgets import ClickToSegment
 
-models = {"uLLSAM-tiny": ullsam.load("tiny"), "uSAM-tiny": ullsam.load("usam-tiny")}
+models = {MODELS}
 
 
 def show(name, **options):
@@ -37,6 +36,9 @@ def show(name, **options):
     demo.add_class(f"of-{name.split('.')[0]}")
     display(told, demo)
 """
+BOTH = '{"uLLSAM-tiny": ullsam.load("tiny"), "uSAM-tiny": ullsam.load("usam-tiny")}'
+ONE = '{"uSAM-tiny": ullsam.load("usam-tiny")}'
+FILLING = "\n\n".join(f"Line {i}" for i in range(30))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,12 +97,19 @@ def folder(tmp_path_factory, nuclei):
     tifffile.imwrite(folder / "stack.tif", np.stack(grey))
     tifffile.imwrite(folder / "wide.tif", wide)
     tifffile.imwrite(folder / "cells.tif", nuclei.image[..., 0])
-    cells = [SETUP, *(f"show('{name}.tif')" for name in ("cells", "stack", "wide"))]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook = nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(text.strip()) for text in cells])
-    nbformat.write(notebook, folder / "try.ipynb")
+    shows = [f"show('{name}.tif')" for name in ("cells", "stack", "wide")]
+    write_notebook(folder / "try.ipynb", [SETUP.replace("MODELS", BOTH), *shows])
+    write_notebook(folder / "long.ipynb", [SETUP.replace("MODELS", ONE), "show('cells.tif', project=False)"], filling=20)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_notebook(path, cells, filling=0):
+    """A notebook of code cells, and of so many cells of text below them."""
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(text.strip()) for text in cells]
+    cells += [nbformat.v4.new_markdown_cell(FILLING) for _ in range(filling)]
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), path)
 
 
 @pytest.fixture(scope="session")
@@ -123,11 +132,4 @@ def objects(nuclei):
     labels = nuclei.labels
     border = np.unique(np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]))
     masks = [labels == number for number in np.unique(labels) if number not in border]
-    return [(mask, middle(mask)) for mask in sorted(masks, key=np.sum, reverse=True)]
-
-
-def middle(mask):
-    """The pixel (x, y) of an object that is farthest from its border."""
-    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return int(x), int(y)
+    return [(mask, driver.middle(mask)) for mask in sorted(masks, key=np.sum, reverse=True)]

@@ -24,8 +24,8 @@ SWITCHES = [
 ]  # fmt: skip
 PATIENCE = 240  # seconds for a server or a kernel to start on a busy machine
 SLOWEST = 60  # seconds for the answer to a gesture, a description included
-LAB_SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-                "notebook-extension/tracker": {"windowingMode": "none"}}  # all widgets stay in the page  # fmt: skip
+NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
+DRAWN = "c => c.toDataURL('image/png')"
 TINT = 60  # red minus blue of a grey pixel under the mask's yellow; without a mask it is near 0
 
 
@@ -71,17 +71,50 @@ def app(folder, *words):
     return served(["ullsam", "app", "--port", str(port), *words], port, Path(folder) / "app.log")
 
 
-def lab(folder):
-    """JupyterLab in a folder."""
-    port, own = free_port(), Path(folder) / ".lab"
-    for name, chosen in LAB_SETTINGS.items():
+def lab(folder, program="lab", windowing="none"):
+    """JupyterLab or Notebook in a folder.
+
+    Args:
+        program: "lab" or "notebook".
+        windowing: "none" keeps all cells in the page, "full" only those that are seen, as people have it.
+    """
+    port, own = free_port(), Path(folder) / f".{program}_{windowing}"
+    chosen = {"apputils-extension/notification": NO_NEWS, "notebook-extension/tracker": {"windowingMode": windowing}}
+    for name, values in chosen.items():
         file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(chosen))
-    words = ["jupyter", "lab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}",
+        file.write_text(json.dumps(values))
+    kind = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}[program]
+    words = ["jupyter", program, "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}",
              "--port-retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-             f"--LabApp.user_settings_dir={own / 'settings'}", f"--LabApp.workspaces_dir={own / 'workspaces'}"]  # fmt: skip
-    return served(words, port, Path(folder) / "lab.log", cwd=folder)
+             f"--{kind}.user_settings_dir={own / 'settings'}", f"--{kind}.workspaces_dir={own / 'workspaces'}"]  # fmt: skip
+    return served(words, port, own / "server.log", cwd=folder)
+
+
+def wait_for_kernel(page):
+    """Before that JupyterLab may forget what it is told to run."""
+    context = "window.jupyterapp?.shell.currentWidget?.context"
+    page.wait_for_function(f"() => {context}?.sessionContext?.session?.kernel?.status === 'idle'", timeout=PATIENCE * 1000)
+    page.evaluate(f"() => Promise.all([jupyterapp.restored, {context}.ready, {context}.sessionContext.ready])")
+
+
+def command(page, name):
+    """Starts one of JupyterLab's commands, which its menus and keys start too."""
+    page.evaluate("name => { window.jupyterapp.commands.execute(name); }", name)
+
+
+def decoded(address):
+    """A picture, uint8 RGB, from the data address that a canvas gives."""
+    data = np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+
+
+def at_pixels(drawn, view, width, size):
+    """Colour drawn at the centre of each image pixel, (H, W, 3), by a canvas of `width` CSS pixels; `size` (H, W)."""
+    ratio = drawn.shape[1] / width
+    rows, columns = (((view[a] + (np.arange(n) + 0.5) * view["scale"]) * ratio).astype(int)
+                     for a, n in (("y", size[0]), ("x", size[1])))  # fmt: skip
+    return drawn[np.ix_(rows, columns)]
 
 
 class Picture:
@@ -162,17 +195,11 @@ class Picture:
 
     def drawn(self):
         """What is drawn, uint8 RGB on the canvas's own pixels."""
-        address = self.canvas.evaluate("c => c.toDataURL('image/png')")
-        data = np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8)
-        return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+        return decoded(self.canvas.evaluate(DRAWN))
 
     def sampled(self, size):
         """Colour drawn at the centre of each image pixel, (H, W, 3); `size` (H, W)."""
-        drawn, view = self.drawn(), self.view
-        ratio = drawn.shape[1] / self.canvas.evaluate("c => c.clientWidth")
-        rows, columns = (((view[a] + (np.arange(n) + 0.5) * view["scale"]) * ratio).astype(int)
-                         for a, n in (("y", size[0]), ("x", size[1])))  # fmt: skip
-        return drawn[np.ix_(rows, columns)]
+        return at_pixels(self.drawn(), self.view, self.canvas.evaluate("c => c.clientWidth"), size)
 
     def mask(self, size):
         """The current mask as it is seen on a grey image, bool (H, W)."""
@@ -183,3 +210,10 @@ class Picture:
 def iou(a, b):
     """Intersection over union of two masks."""
     return (a & b).sum() / max(1, (a | b).sum())
+
+
+def middle(mask):
+    """The pixel (x, y) of an object that is farthest from its border."""
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)

@@ -118,7 +118,7 @@ def test_two_people_stay_separate(page, visit, nuclei, objects, shot):
     assert not second.mask((200, 240)).any()
     second.click(*objects[4][1])
     second.button("Save instance")
-    assert "0 instance(s) saved" in first.status and "1 instance(s) saved" in second.status
+    assert "0 instances saved" in first.status and "1 instance saved" in second.status
     assert "cells_labels.tif" in " ".join(download(other).namelist())
     shot(other, "app_other")
 

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from tests.browser.conftest import LANDMARKS
-from tests.browser.driver import PATIENCE, Picture, iou
+from tests.browser.driver import PATIENCE, Picture, command, iou, wait_for_kernel
 
 pytestmark = pytest.mark.browser
 LIMIT = PATIENCE * 1000  # ms, for what waits for a kernel
@@ -34,18 +34,6 @@ def cells(page):
 @pytest.fixture
 def wide(page):
     return Picture(page.locator(".of-wide .ullsam"))
-
-
-def wait_for_kernel(page):
-    """Before that JupyterLab may forget what it is told to run."""
-    context = "window.jupyterapp?.shell.currentWidget?.context"
-    page.wait_for_function(f"() => {context}?.sessionContext?.session?.kernel?.status === 'idle'", timeout=LIMIT)
-    page.evaluate(f"() => Promise.all([jupyterapp.restored, {context}.ready, {context}.sessionContext.ready])")
-
-
-def command(page, name):
-    """Starts one of JupyterLab's commands, which its menus and keys start too."""
-    page.evaluate("name => { window.jupyterapp.commands.execute(name); }", name)
 
 
 def told(page, name):
@@ -81,7 +69,7 @@ def test_a_point_outside_changes_the_mask_and_undo_takes_it_back(page, cells, ob
 def test_saving_describing_and_exporting(page, cells, objects, nuclei, folder, shot):
     cells.button("Save instance")
     assert not cells.mask(nuclei.labels.shape).any()
-    assert "1 instance(s) saved" in cells.status
+    assert "1 instance saved" in cells.status
     cells.button("Describe")
     assert len(cells.widget.locator(".ullsam-words").inner_text()) > 20
     cells.widget.get_by_text("Export", exact=True).first.click()
@@ -104,7 +92,7 @@ def test_a_reload_of_the_page_keeps_the_work(page, objects, nuclei):
     cells.click(*objects[0][1])
     assert iou(cells.mask(nuclei.labels.shape), objects[0][0]) > 0.7
     cells.press("s")
-    assert "2 instance(s) saved" in cells.status
+    assert "2 instances saved" in cells.status
 
 
 def test_a_stack_of_16_bits(page, objects, nuclei):
@@ -180,9 +168,9 @@ def test_without_a_mouse(page, cells, objects, nuclei):
     cells.press("u")
     assert told(page, "cells")["points"] == []
     cells.press("r", "s")
-    assert "3 instance(s) saved" in cells.status
+    assert "3 instances saved" in cells.status
     cells.press("n", "Delete")
-    assert "2 instance(s) saved" in cells.status
+    assert "2 instances saved" in cells.status
 
 
 def place(picture):

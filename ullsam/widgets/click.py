@@ -265,11 +265,17 @@ class ClickToSegment(anywidget.AnyWidget):
         if gesture == "export":
             return f"Written: {', '.join(str(path) for path in result.values())}."
         if session.mask is not None:
-            prompts = [f"{len(session.prompts)} point(s)"] if session.prompts or not session.box else []
-            words.append(f"{' and '.join([*prompts, *['a box'] * bool(session.box)])}, mask of {session.mask.sum()} pixels")
+            prompts = [counted(len(session.prompts), "point")] if session.prompts or not session.box else []
+            given = " and ".join([*prompts, *["a box"] * bool(session.box)])
+            words.append(f"{given}, mask of {counted(session.mask.sum(), 'pixel')}")
         elif not session.instances:
             return "Click on an object."
-        return "; ".join([*words, f"{len(session.instances)} instance(s) saved"]) + "."
+        return "; ".join([*words, f"{counted(len(session.instances), 'instance')} saved"]) + "."
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words, as "1 point" or "3 points"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _shrunk(pixels: np.ndarray, longest: int, how: int = cv2.INTER_NEAREST) -> np.ndarray:

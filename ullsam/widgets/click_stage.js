@@ -72,7 +72,8 @@ export class Stage {
       [id, [(left + x) * zoom - 0.5, (top + y) * zoom - 0.5]]);
     return { ...painted(ids, layer, (id) => colours[id] ?? [128, 128, 128]), anchors: new Map(places) };
   }
-  resize() {
+  resize() { // a cell that is scrolled away may have left the page, and what was looked at must be there when it is back
+    if (!this.canvas.clientWidth) return;
     this.canvas.style.setProperty("--ratio", this.size[0] / this.size[1]);
     this.look(this.whole || !this.view ? fitted(this.size, this.room) : settled(this.view, this.size, this.room));
   }
