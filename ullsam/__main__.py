@@ -180,7 +180,7 @@ def _add_evaluation(commands) -> None:
     add.add_argument("--data", nargs="+", required=True, metavar="FOLDER", help="folders with images/ and masks/")
     add.add_argument("--results", required=True, metavar="FILE", help="what `evaluate` wrote about the model on them")
     add.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
-    add.set_defaults(run=worst)
+    add.set_defaults(run=worst, split=None)
     add = commands.add_parser("describe", parents=[model], help="describe images in words")
     add.add_argument("image", nargs="+", help="image files")
     add.add_argument("--question", help="asked after the image (default: a description)")
