@@ -138,10 +138,12 @@ def test_the_summary_starts_as_nothing_and_is_one_vector_for_the_whole_image():
     assert new and all(".summary." in key for key in new)
     pixels = torch.randn(2, 3, 128, 128)
     pixels[1] *= 5
-    without, before = (encode_image(s.image_encoder, pixels).embedding for s in (plain, sam))
-    assert torch.equal(without, before)
+    without, before = (encode_image(s.image_encoder, pixels) for s in (plain, sam))
+    assert without.summary is None and torch.equal(without.described, before.described)
     torch.nn.init.normal_(sam.image_encoder.summary.mlp[-1].weight)
-    added = encode_image(sam.image_encoder, pixels).embedding - before  # (2, 32, 8, 8)
+    after = encode_image(sam.image_encoder, pixels)
+    assert torch.equal(after.embedding, before.embedding)  # the mask decoder's input has nothing of it
+    added = after.described - before.described  # (2, 32, 8, 8)
     assert (added - added.mean((2, 3), keepdim=True)).abs().max() < 1e-5
     assert (added[0] - added[1]).abs().max() > 0.1  # another texture, another summary
 
