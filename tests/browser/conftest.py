@@ -98,8 +98,8 @@ def folder(tmp_path_factory, nuclei):
     tifffile.imwrite(folder / "wide.tif", wide)
     tifffile.imwrite(folder / "cells.tif", nuclei.image[..., 0])
     shows = [f"show('{name}.tif')" for name in ("cells", "stack", "wide")]
-    write_notebook(folder / "try.ipynb", [SETUP.replace("MODELS", BOTH), *shows])
-    write_notebook(folder / "long.ipynb", [SETUP.replace("MODELS", ONE), "show('cells.tif', project=False)"], filling=20)
+    write_notebook(folder / "try.ipynb", [SETUP.replace("{MODELS}", BOTH), *shows])
+    write_notebook(folder / "long.ipynb", [SETUP.replace("{MODELS}", ONE), "show('cells.tif', project=False)"], filling=20)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
