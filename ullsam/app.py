@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ import numpy as np
 from ullsam.data.io import IMAGE_SUFFIXES, png
 from ullsam.data.synthetic import generate
 from ullsam.errors import InputError
-from ullsam.widgets.click import ClickToSegment
+from ullsam.widgets.click import ClickToSegment, counted
 from ullsam.widgets.export import numbered
 from ullsam.widgets.files import FileExchange
 from ullsam.widgets.live import scaled
@@ -51,7 +52,7 @@ class App:
         self._folder = tempfile.TemporaryDirectory(prefix="ullsam_", ignore_cleanup_errors=True)
         self._results = Path(self._folder.name, "results")
         self._results.mkdir()
-        self.files = FileExchange(self.open, self.open_example, self.results, limit, alone)
+        self.files = FileExchange(self.open, self.add_labels, self.open_example, self.results, limit, alone)
         self._result = ipywidgets.Image(format="png", layout={"width": "100%", "height": "auto"})
         self._table = ipywidgets.HTML()
         self._place = ipywidgets.VBox(layout={"flex": "3 1 560px", "min_width": "min(100%, 280px)"})
@@ -80,14 +81,21 @@ class App:
         Raises:
             InputError: it is no image that can be used; the current one stays.
         """
-        path = self._store(name, data)
-        try:
-            self._show(path)
-        except InputError as error:
-            raise InputError(self._plain(str(error))) from error
-        except Exception as error:
-            raise InputError(f"{path.name} cannot be used ({type(error).__name__}); open it in Fiji and save it as png or "
-                             "tif.") from error  # fmt: skip
+        self._use(name, data, self._show)
+
+    def add_labels(self, name: str, data: bytes) -> None:
+        """Takes the objects of an uploaded label image over as saved instances of the current image, to correct them.
+
+        Args:
+            name: of the file, as the person calls it.
+            data: its bytes; one integer for each pixel of the image, 0 for background.
+
+        Raises:
+            InputError: there is no image yet, or the file is no label image of its size.
+        """
+        if self.click is None:
+            raise InputError("There is no image yet; choose it first, then its label image.")
+        self._use(name, data, self._import)
 
     def open_example(self) -> None:
         """Opens a synthetic image of nuclei."""
@@ -123,11 +131,26 @@ class App:
         path.write_bytes(data)
         return path
 
+    def _use(self, name: str, data: bytes, act: Callable[[Path], None]) -> None:
+        """Does something with an uploaded file; what goes wrong is one sentence without a path of this machine."""
+        path = self._store(name, data)
+        try:
+            check_size(path)
+            act(path)
+        except InputError as error:
+            raise InputError(self._plain(str(error))) from error
+        except Exception as error:
+            raise InputError(f"{path.name} cannot be used ({type(error).__name__}); open it in Fiji and save it as png or "
+                             "tif.") from error  # fmt: skip
+
+    def _import(self, path: Path) -> None:
+        added = self.click.import_labels(path)
+        self.files.tell(f"{path.name}: {counted(added, 'object')} added to the saved instances.")
+
     def _show(self, path: Path) -> None:
-        check_size(path)
         click = _Click(self._models, path, self._plain, self._refresh)
         self._keep()
-        old, self.click, self._saved = self.click, click, []
+        old, self.click, self._saved, self.files.opened = self.click, click, [], True
         self._place.children, self._work.layout.display = [click], "flex"
         if old is not None:
             old.close()

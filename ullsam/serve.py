@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ullsam.errors import InputError
 NOTEBOOK = "notebooks/app.ipynb"
 SESSIONS = 8  # pages at once; each has a kernel with the models, about 0.9 GB
 IDLE = 30 * 60  # seconds without a gesture after which a page's kernel ends
+CONVERT = "from ullsam.llm import smollm2_folder; smollm2_folder()"  # takes half a minute where it was never done
 FULL = "All places of this server are taken; try again in a few minutes."
 
 
@@ -41,6 +44,8 @@ def serve(notebook: str | Path = NOTEBOOK, host: str = "127.0.0.1", port: int = 
     with tempfile.TemporaryDirectory(prefix="ullsam_app_", ignore_cleanup_errors=True) as folder:
         os.environ.update(TMPDIR=folder, OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")  # kernels inherit them
         tempfile.tempdir = folder
+        # once for all, not by each of the first pages; if it fails the page says why
+        subprocess.run([sys.executable, "-c", CONVERT], stderr=subprocess.DEVNULL, check=False)
         Voila.launch_instance([str(notebook)], config=settings(host, port, sessions, browser))
 
 

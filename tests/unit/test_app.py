@@ -44,11 +44,11 @@ def folder(app):
     return Path(app._folder.name)
 
 
-def send(app, name, data, piece=1 << 20, size=None):
+def send(app, name, data, piece=1 << 20, size=None, purpose="image"):
     """What the browser does to upload a file; stops where it is told to."""
     files, answers = app.files, []
     files.send = lambda content, buffers=None: answers.append(content)
-    files._handle_custom_msg({"kind": "begin", "name": name, "size": size or len(data)}, [])
+    files._handle_custom_msg({"kind": "begin", "name": name, "size": size or len(data), "purpose": purpose}, [])
     for start in range(0, len(data), piece):
         files._handle_custom_msg({"kind": "piece"}, [memoryview(data[start : start + piece])])
         if not answers[-1]["going"]:
@@ -78,7 +78,7 @@ def test_what_is_not_downloaded_yet_is_known(app):
     assert app.files.ready and app.files.unsaved
     app.files._handle_custom_msg({"kind": "results"}, [])
     assert app.files.ready and not app.files.unsaved
-    app.click.delete(1)
+    app.click.delete(7)
     assert not app.files.ready
     with pytest.raises(InputError, match="nothing to download"):
         app.results()
@@ -122,6 +122,35 @@ def test_a_bad_file_is_one_sentence_and_the_image_before_it_stays(app, name, dat
     assert app.click.mask.any()
 
 
+def test_a_label_image_is_taken_over_to_be_corrected(app):
+    labels = np.zeros((40, 50), np.uint16)
+    labels[2:6, 2:6], labels[20:30, 20:30] = 7, 900
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, labels)
+    send(app, "labels.tif", buffer.getvalue(), purpose="labels")
+    assert app.files.failed and app.files.told.startswith("There is no image yet") and not app.files.opened
+    app.open("cells.png", png(np.zeros((40, 50), np.uint8)))
+    send(app, "labels.tif", buffer.getvalue(), purpose="labels")
+    assert app.files.opened and app.files.told == "labels.tif: 2 objects added to the saved instances."
+    assert {i.number: i.area for i in app.click.instances} == {7: 16, 900: 100}
+    assert (app.click.labels == labels).all()
+    app.click.edit(900)
+    app.click.delete(7)
+    assert "cells_labels.tif" in " ".join(zipfile.ZipFile(io.BytesIO(app.results()[1])).namelist())
+
+
+@pytest.mark.parametrize(("name", "data", "words"), [
+    ("labels.png", png(np.ones((9, 9), np.uint8)), "^The label image has shape"),
+    ("labels.tif", b"II*\0aaaa", "^labels.tif cannot be used"),
+    ("labels.png", png(np.zeros((40, 50), np.uint8)), "has no object on free pixels"),
+])
+def test_a_file_that_is_no_label_image_changes_nothing(app, name, data, words):
+    app.open("cells.png", png(np.zeros((40, 50), np.uint8)))
+    with pytest.raises(InputError, match=words) as error:
+        app.add_labels(name, data)
+    assert str(folder(app)) not in str(error.value) + app.click.status and not app.click.instances
+
+
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(app, tmp_path):
     (tmp_path / "small.png").write_bytes(png(np.zeros((1000, 1100), np.uint8)))
     with pytest.raises(InputError, match="1100 x 1000 pixels and the limit is 1 megapixels"):
@@ -155,13 +184,14 @@ def test_sessions_are_apart_and_leave_nothing(Discs):
 
 
 @settings_of_hypothesis(max_examples=30)
-@given(st.integers(1, 5000), st.integers(20, 700))
-def test_a_file_in_pieces_arrives_whole(size, piece):
-    got = []
-    app = SimpleNamespace(files=FileExchange(lambda *file: got.append(file), lambda: None, lambda: ("", b""), 1))
+@given(st.integers(1, 5000), st.integers(20, 700), st.sampled_from(["image", "labels"]))
+def test_a_file_in_pieces_arrives_whole(size, piece, purpose):
+    got = {"image": [], "labels": []}
+    files = FileExchange(lambda *file: got["image"].append(file), lambda *file: got["labels"].append(file), lambda: None,
+                         lambda: ("", b""), 1)  # fmt: skip
     data = np.random.default_rng(size).bytes(size)
-    answers = send(app, "x.png", data, piece)
-    assert got == [("x.png", data)]
+    answers = send(SimpleNamespace(files=files), "x.png", data, piece, purpose=purpose)
+    assert got.pop(purpose) == [("x.png", data)] and [*got.values()] == [[]]
     assert [a["going"] for a in answers] == [True] * (len(answers) - 1) + [False]
 
 
@@ -171,8 +201,10 @@ def test_an_upload_over_the_limit_or_with_a_false_size_is_refused(app):
     assert app.files.failed and "a.png has 2.0 MB and the limit is 2 MB" in app.files.told
     send(app, "a.png", bytes(50), size=10)
     assert "interrupted" in app.files.told
-    app.files._handle_custom_msg({"kind": "begin", "name": 3, "size": "x"}, [])
-    assert "sent no file" in app.files.told
+    for begin in ({"name": 3, "size": "x", "purpose": "image"}, {"name": "a.png", "size": 9, "purpose": "open_example"}):
+        app.files.told = ""
+        app.files._handle_custom_msg({"kind": "begin", **begin}, [])
+        assert "sent no file" in app.files.told
     app.files._handle_custom_msg({"kind": "piece"}, [b"1"])
     app.files._handle_custom_msg({"kind": "open", "path": "/etc/passwd"}, [])
     send(app, "a.png", png(np.zeros((9, 9), np.uint8)))

@@ -34,30 +34,35 @@ function render({ model, el }) {
   const suffixes = model.get("suffixes"), limit = model.get("limit");
   const input = make("input", { type: "file", accept: suffixes.join(","), hidden: true, id: `file-${Math.random()}` });
   const button = (words, onclick, className = "") => make("button", { type: "button", onclick, className }, words);
-  const choose = button("Choose an image", () => input.click(), "ullsam-choose");
+  let purpose = "image"; // of the next file
+  const pick = (what) => () => { purpose = what; input.click(); };
+  const choose = button("Choose an image", pick("image"), "ullsam-choose");
   const example = button("Try the example", () => model.send({ kind: "example" }));
+  const labels = button("Correct a label image", pick("labels"));
+  labels.title = "Its objects become saved instances of the image below, to be edited, deleted or completed";
   const download = button("Download results", () => model.send({ kind: "results" }));
   const line = make("div", { className: "ullsam-told" });
   line.setAttribute("role", "status");
-  const root = make("div", { className: "ullsam-files" }, input, choose, line, example, download);
+  const root = make("div", { className: "ullsam-files" }, input, choose, line, example, labels, download);
 
   let failed = false, proceed = () => {};
   const tell = (words, bad) => { line.textContent = words; line.classList.toggle("ullsam-bad", bad); };
   const refresh = () => {
     tell(model.get("told"), model.get("failed"));
+    labels.hidden = !model.get("opened");
     download.disabled = !model.get("ready");
   };
   const answer = (message, buffers) => {
     if (message?.kind === "next") proceed(message.going);
     else if (message?.kind === "save") save(message.name, buffers[0]);
   };
-  async function send(file) {
+  async function send(file, what) {
     const problem = refusal(file, suffixes, limit);
     if (problem || choose.disabled) return problem && tell(problem, true);
     const going = () => new Promise((resolve) => { proceed = resolve; });
     choose.disabled = true;
     try {
-      model.send({ kind: "begin", name: file.name, size: file.size });
+      model.send({ kind: "begin", name: file.name, size: file.size, purpose: what });
       for (const [start, end] of pieces(file.size)) {
         const bytes = await file.slice(start, end).arrayBuffer(), answered = going();
         tell(`Uploading ${file.name}: ${Math.round((100 * start) / file.size)} %`, false);
@@ -69,24 +74,25 @@ function render({ model, el }) {
       tell(`${file.name} cannot be read by the browser (${error.message}); choose it again.`, true);
     } finally {
       choose.disabled = false;
+      purpose = "image";
       input.value = "";
       if (!failed) refresh();
       failed = false;
     }
     return undefined;
   }
-  input.addEventListener("change", () => input.files.length && send(input.files[0]));
+  input.addEventListener("change", () => input.files.length && send(input.files[0], purpose));
   const over = (on) => (event) => { event.preventDefault(); root.classList.toggle("ullsam-over", on); };
   root.addEventListener("dragover", over(true));
   root.addEventListener("dragleave", over(false));
   root.addEventListener("drop", (event) => {
     over(false)(event);
-    if (event.dataTransfer.files.length) send(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) send(event.dataTransfer.files[0], "image");
   });
 
   const leaving = (event) => { if (model.get("unsaved") && model.get("alone")) event.preventDefault(); };
   window.addEventListener("beforeunload", leaving);
-  const names = ["told", "failed", "ready"];
+  const names = ["told", "failed", "opened", "ready"];
   names.forEach((name) => model.on(`change:${name}`, refresh));
   model.on("msg:custom", answer);
   el.append(root);

@@ -18,6 +18,7 @@ class FileExchange(anywidget.AnyWidget):
 
     Args:
         on_file: called with the name and the bytes of each file that has arrived.
+        on_labels: the same for each file that was sent as a label image of the current image.
         on_example: called when the example is asked for.
         on_results: gives the name and the bytes of what the person downloads.
         limit: megabytes of one file.
@@ -30,16 +31,19 @@ class FileExchange(anywidget.AnyWidget):
     limit = traitlets.Int(help="megabytes of one file").tag(sync=True)
     told = traitlets.Unicode(help="what happened last, or what went wrong").tag(sync=True)
     failed = traitlets.Bool(help="it went wrong").tag(sync=True)
+    opened = traitlets.Bool(help="there is an image, to which a label image can be added").tag(sync=True)
     ready = traitlets.Bool(help="there are results to download").tag(sync=True)
     unsaved = traitlets.Bool(help="there are results that were not downloaded").tag(sync=True)
     alone = traitlets.Bool(help="leaving the page loses them").tag(sync=True)
 
-    def __init__(self, on_file: Callable[[str, bytes], None], on_example: Callable[[], None],
-                 on_results: Callable[[], tuple[str, bytes]], limit: int, alone: bool = False):
+    def __init__(self, on_file: Callable[[str, bytes], None], on_labels: Callable[[str, bytes], None],
+                 on_example: Callable[[], None], on_results: Callable[[], tuple[str, bytes]], limit: int,
+                 alone: bool = False):  # fmt: skip
         enable_colab()
         self._acts = {"begin": self._begin, "piece": self._piece, "example": lambda *_: on_example(),
                       "results": lambda *_: self._save(*on_results())}  # fmt: skip
-        self._on_file, self._name, self._size, self._parts = on_file, "", 0, bytearray()
+        self._takes = {"image": on_file, "labels": on_labels}
+        self._forget()
         super().__init__(limit=limit, alone=alone)
         self._limit = limit  # what a browser sets does not count
         self.on_msg(self._receive)
@@ -58,11 +62,11 @@ class FileExchange(anywidget.AnyWidget):
             self.tell(str(error), failed=True)
 
     def _begin(self, content: dict, _buffers: list) -> None:
-        name, size = content.get("name"), content.get("size")
+        name, size, take = content.get("name"), content.get("size"), self._takes.get(content.get("purpose"))
         self._forget()
-        if not isinstance(name, str) or not isinstance(size, int) or size < 1:
+        if not isinstance(name, str) or not isinstance(size, int) or size < 1 or take is None:
             raise InputError("The browser sent no file; choose it again.")
-        self._name, self._size = name, size
+        self._name, self._size, self._take = name, size, take
 
     def _piece(self, _content: dict, buffers: list) -> None:
         going = False
@@ -75,14 +79,14 @@ class FileExchange(anywidget.AnyWidget):
                                  "crop it or save it smaller.")  # fmt: skip
             going = len(self._parts) < self._size
             if not going:
-                name, data = self._name, bytes(self._parts)
+                name, data, take = self._name, bytes(self._parts), self._take
                 self._forget()
-                self._on_file(name, data)
+                take(name, data)
         finally:
             self.send({"kind": "next", "going": going})
 
     def _forget(self) -> None:
-        self._name, self._size, self._parts = "", 0, bytearray()
+        self._name, self._size, self._take, self._parts = "", 0, None, bytearray()
 
     def _save(self, name: str, data: bytes) -> None:
         """Makes the browser save a file."""
