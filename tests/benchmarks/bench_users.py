@@ -7,6 +7,7 @@ describes the image if asked to, and downloads. Run from the repository's folder
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ LIMIT = 10 * 60 * 1000  # ms; many kernels that start together on one core take 
 SAVED = 3  # objects that each person saves
 SAME = 12  # mean difference of grey levels up to which a picture on the screen is that image
 STEP = 8  # pixels by which the image of each person is narrower than that of the one before
+LARGE = 300  # pixels of an object that is worth a click; an image has at least one more of them than are saved
+RIM = 13  # pixels around saved objects where outlines and numbers are drawn
 IDLE = """() => {
   const w = document.querySelector(".ullsam"), c = w?.querySelector(".ullsam-canvas");
   return w?.getAttribute("aria-busy") === "false" && Boolean(c.dataset.painted);
@@ -43,16 +46,12 @@ class Person:
     """One person at a page of their own.
 
     Args:
-        number: from 0; image, file name and size follow from it.
+        number: from 0; image: uint8 (H, W, 3), truth: int32 (H, W), of this person alone.
     """
 
-    def __init__(self, number):
-        sample = ullsam.generate("fluorescence_nuclei", seed=3 + number)
-        width = sample.labels.shape[1] - STEP * number
-        self.name, self.image, self.truth = f"person{number}.png", sample.image[:, :width], sample.labels[:, :width]
-        sizes = np.bincount(self.truth.ravel())[1:]
-        self.objects = [n + 1 for n in np.argsort(-sizes) if sizes[n]]
-        self.seconds = {}
+    def __init__(self, number, image, truth):
+        self.name, self.image, self.truth = f"person{number}.png", image, truth
+        self.objects, self.seconds = large_objects(truth), {}
 
     async def come(self, browser, address):
         """Opens the app and waits for its buttons."""
@@ -83,6 +82,8 @@ class Person:
         for i in range(clicks):
             await self.click(self.objects[i % len(self.objects)])
             await self.press("s" if i < SAVED else "Escape")
+            kept = min(i + 1, SAVED)
+            assert await self.page.get_by_text(f"Saved instances ({kept})").count(), f"{self.name}: not {kept} saved"
             await asyncio.sleep(pause)
         self.times = await self.page.evaluate("window.times")
 
@@ -93,13 +94,8 @@ class Person:
         await self.settle()
         self.seconds["description"] = time.perf_counter() - start
 
-    async def check(self):
-        """The picture on the screen and the downloaded masks are this person's own; mean Dice of what was saved."""
-        place = await self.canvas.evaluate(PLACE)
-        drawn = driver.decoded(await self.canvas.evaluate(driver.DRAWN))
-        seen = driver.at_pixels(drawn, place["view"], place["width"], self.truth.shape)
-        free = self.truth == 0  # masks of saved objects are drawn on the others
-        assert np.abs(seen - self.image)[free].mean() < SAME, f"{self.name}: another picture is shown"
+    async def check(self, persons):
+        """The downloaded masks and the picture on the screen are this person's own; mean Dice of what was saved."""
         async with self.page.expect_download(timeout=LIMIT) as started:
             await self.page.get_by_role("button", name="Download results").click()
         file = await (await started.value).path()
@@ -107,10 +103,22 @@ class Person:
             names = content.namelist()
             assert all(Path(self.name).stem in name for name in names), f"{self.name}: files of another person, {names}"
             labels = tifffile.imread(io.BytesIO(content.read(next(n for n in names if n.endswith("labels.tif")))))
-        found = [max(dice(labels == i, self.truth == n) for n in self.objects) for i in range(1, labels.max() + 1)]
-        counted = await self.page.get_by_text(f"Saved instances ({len(found)})").count()
-        assert labels.shape == self.truth.shape and found and counted, f"{self.name}: {labels.shape}, {len(found)} masks"
-        self.dice = float(np.mean(found))
+        assert labels.shape == self.truth.shape, f"{self.name}: masks of {labels.shape}"
+        assert set(np.unique(labels)) == {*range(SAVED + 1)}, f"{self.name}: objects {np.unique(labels)} were saved"
+        self.dice = float(np.mean([dice(labels == i + 1, self.truth == n) for i, n in enumerate(self.objects[:SAVED])]))
+        await self.check_picture(labels, persons)
+
+    async def check_picture(self, labels, persons):
+        """Where no mask is drawn, the picture on the screen is this person's image and no other one's."""
+        place = await self.canvas.evaluate(PLACE)
+        drawn = driver.decoded(await self.canvas.evaluate(driver.DRAWN))
+        seen = driver.at_pixels(drawn, place["view"], place["width"], labels.shape)
+        free = cv2.dilate((labels > 0).astype(np.uint8), np.ones((RIM, RIM))) == 0
+        width = min(p.image.shape[1] for p in persons)
+        far = {p.name: np.abs(seen - p.image[:, : labels.shape[1]])[free].mean() if p is self else
+               np.abs(seen[:, :width] - p.image[:, :width])[free[:, :width]].mean() for p in persons}  # fmt: skip
+        assert far[self.name] < SAME, f"{self.name}: another picture is shown, {far}"
+        assert min(far, key=far.get) == self.name, f"{self.name}: the picture of another person is shown, {far}"
 
     async def click(self, number):
         """Clicks on the middle of an object and waits for its mask."""
@@ -130,6 +138,23 @@ class Person:
         """Until every gesture is answered and drawn."""
         await self.page.wait_for_timeout(60)
         await self.page.wait_for_function(IDLE, timeout=LIMIT)
+
+
+def large_objects(truth):
+    """Numbers of the objects that are worth a click, the largest first."""
+    sizes = np.bincount(truth.ravel())
+    return [int(n) for n in np.argsort(-sizes) if n and sizes[n] >= LARGE]
+
+
+def images(users):
+    """(image, truth) for each person: synthetic nuclei, each image of another width and with enough objects."""
+    found, seeds = [], itertools.count(3)
+    while len(found) < users:
+        sample = ullsam.generate("fluorescence_nuclei", seed=next(seeds))
+        width = sample.labels.shape[1] - STEP * len(found)
+        if len(large_objects(sample.labels[:, :width])) > SAVED:
+            found.append((sample.image[:, :width], sample.labels[:, :width]))
+    return found
 
 
 def dice(a, b):
@@ -165,7 +190,7 @@ async def visit(address, users, clicks, pause, words):
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=driver.CHROMIUM, args=driver.SWITCHES)
-        persons, held = [Person(number) for number in range(users)], {}
+        persons, held = [Person(number, *own) for number, own in enumerate(images(users))], {}
         parts = {"ready": lambda p: p.come(browser, address), "first_mask": Person.upload,
                  "worked": lambda p: p.work(clicks, pause)}  # fmt: skip
         parts |= {"described": Person.describe} if words else {}
@@ -173,7 +198,7 @@ async def visit(address, users, clicks, pause, words):
             await together(persons, act)
             held[name] = memory()
             print(name, json.dumps(held[name]), flush=True)
-        await together(persons, Person.check)
+        await together(persons, lambda p: p.check(persons))
         await browser.close()
     return persons, held
 
