@@ -15,6 +15,7 @@ from tests.browser import driver
 SHOTS = Path(__file__).parent / "screenshots"
 LANDMARKS = [(100, 60), (540, 290), (330, 183)]  # middles of white squares in the wide image
 SETUP = """
+import html
 import json
 import ipywidgets
 import ullsam
@@ -29,7 +30,7 @@ def show(name, **options):
     told.add_class(f"told-{name.split('.')[0]}")
 
     def tell(_):
-        told.value = json.dumps({"points": demo.session.prompts, "box": demo.box, "page": demo.session.page})
+        told.value = html.escape(json.dumps(demo.shown), quote=False)
 
     demo.observe(tell, "shown")
     tell(None)
@@ -38,6 +39,18 @@ def show(name, **options):
 """
 BOTH = '{"uLLSAM-tiny": ullsam.load("tiny"), "uSAM-tiny": ullsam.load("usam-tiny")}'
 ONE = '{"uSAM-tiny": ullsam.load("usam-tiny")}'
+COURSE = [
+    """
+import ullsam
+from ullsam.widgets import BoxToSegment, SbrExplorer, TrainingMonitor, VlsaInspector
+
+model, nuclei = ullsam.load("tiny"), ullsam.generate("fluorescence_nuclei", seed=3)
+""",
+    "SbrExplorer(nuclei.labels, image=nuclei.image)",
+    "VlsaInspector(model, nuclei.image)",
+    "boxes = BoxToSegment(model, nuclei.image, classes=('nucleus', 'debris'))\nboxes",
+    "TrainingMonitor('run')",
+]
 FILLING = "\n\n".join(f"Line {i}" for i in range(30))
 
 
@@ -97,8 +110,12 @@ def folder(tmp_path_factory, nuclei):
     tifffile.imwrite(folder / "stack.tif", np.stack(grey))
     tifffile.imwrite(folder / "wide.tif", wide)
     tifffile.imwrite(folder / "cells.tif", nuclei.image[..., 0])
+    tifffile.imwrite(folder / "colours.tif", np.dstack([s.image[..., 0] for s in (nuclei, other, other)]))
     shows = [f"show('{name}.tif')" for name in ("cells", "stack", "wide")]
     write_notebook(folder / "try.ipynb", [SETUP.replace("{MODELS}", BOTH), *shows])
+    shows = [f"show('{name}.tif', project=False)" for name in ("cells", "colours")]
+    write_notebook(folder / "gestures.ipynb", [SETUP.replace("{MODELS}", BOTH), *shows])
+    write_notebook(folder / "course.ipynb", COURSE)
     write_notebook(folder / "long.ipynb", [SETUP.replace("{MODELS}", ONE), "show('cells.tif', project=False)"], filling=20)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

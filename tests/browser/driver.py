@@ -91,6 +91,17 @@ def lab(folder, program="lab", windowing="none"):
     return served(words, port, own / "server.log", cwd=folder)
 
 
+def open_notebook(browser, address, name, last):
+    """A page with a notebook, all of it run until `last`, a selector, is there."""
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb", timeout=PATIENCE * 1000)  # no tabs of other tests
+    wait_for_kernel(page)
+    command(page, "notebook:run-all-cells")
+    page.locator(last).wait_for(state="attached", timeout=PATIENCE * 1000)
+    return page
+
+
 def wait_for_kernel(page):
     """Before that JupyterLab may forget what it is told to run."""
     context = "window.jupyterapp?.shell.currentWidget?.context"
@@ -101,6 +112,12 @@ def wait_for_kernel(page):
 def command(page, name):
     """Starts one of JupyterLab's commands, which its menus and keys start too."""
     page.evaluate("name => { window.jupyterapp.commands.execute(name); }", name)
+
+
+def told(page, name):
+    """What Python says about a widget."""
+    page.wait_for_timeout(200)
+    return json.loads(page.locator(f".told-{name}").text_content())
 
 
 def decoded(address):

@@ -1,14 +1,12 @@
 """The click widget in JupyterLab, with a mouse and a keyboard; the tests of this file share one page and go on in order."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
 import tifffile
 
 from tests.browser.conftest import LANDMARKS
-from tests.browser.driver import PATIENCE, Picture, command, iou, wait_for_kernel
+from tests.browser.driver import PATIENCE, Picture, command, iou, open_notebook, told
 
 pytestmark = pytest.mark.browser
 LIMIT = PATIENCE * 1000  # ms, for what waits for a kernel
@@ -16,12 +14,7 @@ LIMIT = PATIENCE * 1000  # ms, for what waits for a kernel
 
 @pytest.fixture(scope="module")
 def page(chromium, lab):
-    page = chromium.new_page(viewport={"width": 1280, "height": 720})
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.goto(f"{lab}/lab/tree/try.ipynb", timeout=LIMIT)
-    wait_for_kernel(page)
-    command(page, "notebook:run-all-cells")
-    page.locator(".told-wide").wait_for(state="attached", timeout=LIMIT)
+    page = open_notebook(chromium, lab, "try", ".told-wide")
     yield page
     page.close()
 
@@ -34,12 +27,6 @@ def cells(page):
 @pytest.fixture
 def wide(page):
     return Picture(page.locator(".of-wide .ullsam"))
-
-
-def told(page, name):
-    """What Python says about the widget."""
-    page.wait_for_timeout(200)
-    return json.loads(page.locator(f".told-{name}").text_content())
 
 
 def test_a_click_on_an_object_shows_its_mask(page, cells, objects, nuclei, shot):

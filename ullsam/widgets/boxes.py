@@ -12,9 +12,11 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.overlay import PALETTE, instance_colours, outline, overlay
 from ullsam.plots import panel_grid, show_masks
-from ullsam.widgets.live import WRAP, Live, enable_colab, gesture, own_predictor, png_bytes, scaled
+from ullsam.widgets.live import WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled
 
 SIDE = 520  # longer side of the image in the browser, pixels
+MARGIN = 12  # pixels that jupyter-bbox-widget leaves around it
+NARROW = 300  # a picture is not made narrower to fit beside the other one
 RESULT_DPI = 100
 ENLARGED = 1.6  # the picture of the masks, against a panel of the notebooks
 SMALLEST = 2  # pixels along each side of a box that can be segmented; less is a slip of the mouse
@@ -244,8 +246,8 @@ class BoxToSegment(Live):
         add = self._button("Add class", lambda: self.add_class(new.value))
         self._result = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         row = ipywidgets.HBox([self._knowledge, new, add, self._button("Clear", self.clear)], layout=WRAP)
-        left = ipywidgets.Box([self._canvas], layout={"width": f"{SIDE + 40}px", "max_width": "100%"})
-        return ipywidgets.VBox([row, ipywidgets.HBox([left, self._result], layout=WRAP), self._line])
+        pictures = ipywidgets.HBox([beside(self._canvas, NARROW, SIDE + MARGIN), beside(self._result, NARROW)], layout=WRAP)
+        return ipywidgets.VBox([row, pictures, self._line])
 
     def _dragged(self, change: dict) -> None:
         keys = ("x", "y", "width", "height")

@@ -38,8 +38,9 @@ class Link {
     this.model.send({ kind, values, id });
     this.changed();
   }
+  isAsked(kind) { return [...this.waiting.values()].includes(kind); }
   sendNewest(kind, values) {
-    if ([...this.waiting.values()].includes(kind)) this.newest.set(kind, values); else this.send(kind, values);
+    if (this.isAsked(kind)) this.newest.set(kind, values); else this.send(kind, values);
   }
   answered(id) {
     const kind = this.waiting.get(id), next = this.newest.get(kind);
@@ -116,7 +117,7 @@ function instanceList(link, stage) {
       "aria-pressed": number === selected, className: "ullsam-number", "data-key": `pick${number}` });
     pick.style.setProperty("--own", `rgb(${link.get("colors")[number] ?? [128, 128, 128]})`);
     const named = h("input", { type: "text", value: name, maxLength: 80, "aria-label": `Name of instance ${number}`,
-      "data-key": `name${number}`, onchange: () => {
+      "data-key": `name${number}`, onkeydown: (event) => event.key === "Enter" && stage.focus(), onchange: () => {
         if (named.value.trim()) link.send("rename", { number, name: named.value }); else named.value = name;
       } });
     const where = pages > 1 ? `, page ${page + 1}` : "", now = number === editing ? ", editing" : "";
@@ -167,6 +168,7 @@ function settings(link, stage) {
   ];
   const refresh = () => {
     const s = link.shown;
+    if (link.waiting.size) return; // what was chosen stays until Python has answered
     model.set(s.models.map((name) => [name, name]), s.model);
     mask.set(MASKS.map((words, k) => [k, words]), s.candidate);
     vlk.set(s.vlk);
@@ -207,7 +209,7 @@ function readout(link, stage, root) {
   const status = part("div", "status", { role: "status" }), progress = part("div", "progress");
   const place = part("span", "place");
   const spoken = part("span", "spoken", { "aria-live": "polite" });
-  const words = part("blockquote", "words", { "aria-live": "polite", "aria-label": "Description" });
+  const words = part("blockquote", "words", { hidden: true, "aria-live": "polite", "aria-label": "Description" });
   const node = part("div", "left", {}, part("div", "stage", {}, stage.canvas, progress), page.node,
     part("div", "line", {}, status, place), words, spoken);
   const pointed = () => {
@@ -223,7 +225,9 @@ function readout(link, stage, root) {
     progress.classList.toggle("ullsam-working", line.working);
     root.setAttribute("aria-busy", line.working);
     words.textContent = link.get("description");
-    words.hidden = !link.get("description");
+    if (words.hidden && words.textContent && link.isAsked("describe"))
+      requestAnimationFrame(() => words.scrollIntoView({ block: "nearest" }));
+    words.hidden = !words.textContent;
     page.node.hidden = link.shown.pages < 2;
     page.input.max = link.shown.pages - 1;
     if (document.activeElement !== page.input) page.set(link.shown.page);

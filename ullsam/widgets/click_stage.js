@@ -106,7 +106,10 @@ export class Stage {
     this.canvas.setPointerCapture(event.pointerId);
     this.cursor = null;
     this.pointers.set(event.pointerId, at);
-    if (this.pointers.size > 1) { this.drag = { kind: "pinch" }; return this.draw(); }
+    if (this.pointers.size > 1) { // measured from its start: what is corrected at the image's edge on the way is no drift
+      this.drag = { kind: "pinch", view: this.view, fingers: [...this.pointers.values()] };
+      return this.draw();
+    }
     const outside = event.button === 2 || event.shiftKey || event.ctrlKey;
     const index = hitPoint(this.view, this.points, at, REACH[type] ?? REACH.mouse);
     const pan = event.button === 1 || this.space;
@@ -118,10 +121,9 @@ export class Stage {
     this.hover = this.view && onImage(this.view, at, this.size) ? this.pixel(at) : null;
     this.pointed();
     if (!before || !drag) return;
-    const fingers = [...this.pointers.values()];
     this.pointers.set(event.pointerId, at);
-    if (drag.kind === "pinch" && fingers.length === 2)
-      return this.look(pinched(this.view, fingers, [...this.pointers.values()], this.size, this.room));
+    if (drag.kind === "pinch" && this.pointers.size === 2 && drag.fingers.length === 2)
+      return this.look(pinched(drag.view, drag.fingers, [...this.pointers.values()], this.size, this.room));
     if (drag.kind === "pinch") return;
     drag.now = at;
     if (Math.hypot(at[0] - drag.start[0], at[1] - drag.start[1]) > (STILL[drag.type] ?? STILL.mouse)) drag.still = false;

@@ -37,7 +37,7 @@ function render({ model, el }) {
   let purpose = "image"; // of the next file
   const pick = (what) => () => { purpose = what; input.click(); };
   const choose = button("Choose an image", pick("image"), "ullsam-choose");
-  const example = button("Try the example", () => model.send({ kind: "example" }));
+  const example = button("Try the example", () => model.send({ kind: "example" }), "ullsam-example");
   const labels = button("Correct a label image", pick("labels"));
   labels.title = "Its objects become saved instances of the image below, to be edited, deleted or completed";
   const download = button("Download results", () => model.send({ kind: "results" }));

@@ -22,9 +22,10 @@ from ullsam.metrics import dice
 from ullsam.overlay import PALETTE
 from ullsam.plots import panel_grid, show_feature_maps, show_masks, similarity_map
 from ullsam.vlsa import to_grid
-from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, gesture, own_predictor, png_bytes, scaled
+from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, own_predictor, png_bytes, scaled
 
 SIDE = 480  # longer side of the pictures in the browser, pixels
+NARROW = 260  # a picture is not made narrower to fit beside the other one
 FIGURE_DPI = 100
 MODES = ("similar patches", "colours (PCA)", "masks with/without VLK")
 AREAS = ("only with VLK", "only without VLK", "both")
@@ -252,8 +253,9 @@ class VlsaInspector(Live):
                                       self.set_local)  # fmt: skip
         self._clear = self._button("Remove points", self.clear)
         row = ipywidgets.HBox([self._stages, self._locals, self._clear], layout=WRAP)
-        result = ipywidgets.VBox([self._result, self._legend])
-        return ipywidgets.VBox([self._modes, row, ipywidgets.HBox([self._pointer, result], layout=WRAP), self._line])
+        result = beside(ipywidgets.VBox([self._result, self._legend]), NARROW)
+        self._place = beside(self._pointer, NARROW, SIDE)
+        return ipywidgets.VBox([self._modes, row, ipywidgets.HBox([self._place, result], layout=WRAP), self._line])
 
     def _pointed(self, kind: str, x: float, y: float, positive: bool) -> None:
         if kind == "click":
@@ -264,7 +266,7 @@ class VlsaInspector(Live):
     def _draw(self) -> None:
         similar, masks = self.mode == MODES[0], self.mode == MODES[2]
         self._modes.value, self._stages.value, self._locals.value = self.mode, self.stage, self.local
-        parts = ((self._stages, similar), (self._locals, similar), (self._clear, masks), (self._pointer, similar or masks))
+        parts = ((self._stages, similar), (self._locals, similar), (self._clear, masks), (self._place, similar or masks))
         for part, shown in parts:
             part.layout.display = "" if shown else "none"
         self._pointer.cell = self.layer.box(self.square, self.patch) if similar else []

@@ -31,6 +31,12 @@ from ullsam.predictor import Predictor
 WRAP = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")  # side by side, or below on a narrow screen
 
 
+def beside(part: ipywidgets.Widget, narrow: int, largest: int | None = None) -> ipywidgets.Box:
+    """A picture in a row of several: it shrinks to `narrow` pixels before it goes below them, and grows to `largest`."""
+    limit = {} if largest is None else {"max_width": f"{largest}px"}
+    return ipywidgets.VBox([part], layout={"flex": f"1 1 {narrow}px", "min_width": f"min(100%, {narrow}px)", **limit})
+
+
 def gesture(method: Callable) -> Callable:
     """Marks a method as a gesture: its outcome, or the sentence of its error, is shown and becomes `status`."""
 
@@ -88,7 +94,7 @@ class Live:
             return
         nested, self._drawing = self._drawing, True  # what the redraw itself sets is no gesture
         try:
-            self._line.value = html.escape(status)
+            self._line.value = f"<div style='line-height:1.4'>{html.escape(status)}</div>"
             self._draw()
         finally:
             self._drawing = nested

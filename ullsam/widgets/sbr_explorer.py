@@ -13,7 +13,7 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.plots import show_masks, show_sbr
 from ullsam.sbr import SbrConfig, instance_ids, sample_points, sbr_regions
-from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, gesture, png_bytes
+from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes
 
 SIDE = 300  # longer side of the image in the browser, pixels
 PICTURE_DPI = 85  # of the regions' picture
@@ -212,11 +212,11 @@ class SbrExplorer(Live):
                                       self.set_exclude),
             "zoom": self._on_value(ipywidgets.Checkbox(description="zoom to the object", indent=False), self.set_zoom),
         }  # fmt: skip
-        note = ipywidgets.HTML(f"<small>Distances as in the paper: pixels of an<br>image of {side} x {side}.<br>"
-                               "Green circle: point inside; red cross: point outside.</small>")  # fmt: skip
+        note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>Distances as in the paper: pixels of an image of "
+                               f"{side} x {side}. Green circle: point inside; red cross: point outside.</div>")  # fmt: skip
         column = ipywidgets.VBox([*self._controls.values(), note, self._button("Paper's settings", self.reset)],
                                  layout={"width": "290px"})  # fmt: skip
-        pictures = ipywidgets.HBox([self._picture, self._regions], layout=WRAP)
+        pictures = ipywidgets.HBox([beside(self._picture, 180, SIDE), beside(self._regions, 300)], layout=WRAP)
         right = ipywidgets.VBox([pictures, self._table, self._line], layout={"flex": "1 1 400px"})
         return ipywidgets.HBox([column, right], layout=WRAP)
 
