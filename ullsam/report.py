@@ -46,6 +46,8 @@ def tables(results: str | Path) -> str:
     questions, clicks = read_result(folder / "microvqa_tiny.json"), read_result(folder / "click_latency.json")
     parts += [_questions(questions)] if questions else []
     parts += [_clicks(clicks)] if clicks else []
+    users = read_result(folder / "app_users.json")
+    parts += [_users(users)] if users else []
     return "\n".join(parts)
 
 
@@ -125,6 +127,24 @@ def _clicks(result: dict) -> str:
     times = f"{result['median_ms']:.0f} ms (median), {result['p95_ms']:.0f} ms (95 %) of {result['clicks']} clicks"
     where = f"{c['front_end']}, {c['image']}, {c['model']}, {c['threads']} thread of {c['cores']} cores"
     return f"**From a click to its mask on the page**: {times}; {where}; {c['note']}. {_command(result)}.\n"
+
+
+def _users(result: dict) -> str:
+    """What several people at once in the app wait for, one row for each number of people."""
+    c, names = result["conditions"], ("page ready", "first mask", "click, median", "click, 95 %", "memory of all")
+    rows = []
+    for tried in result["tried"]:
+        ready, first = (f"{tried['seconds'][part]['largest']:.0f} s" for part in ("ready", "first_mask"))
+        click, memory = tried["click_ms"], max(held["sum_mb"] for held in tried["memory"].values()) / 1000
+        rows.append(table_row([tried["users"], ready, first, f"{click['median']:.0f} ms", f"{click['p95']:.0f} ms",
+                               f"{memory:.1f} GB"]))  # fmt: skip
+    note = (
+        f"All come at the same moment, upload at the same moment, and click {c['pause_s']:g} s after each mask; of pages "
+        f"and uploads the slowest is told. Server, kernels and browsers share {c['cores']} cores; {c['note']}. Picture, "
+        f"files and masks of each were their own. {_command(result)}."
+    )
+    head = [table_row(["people", *names]), table_row(["---"] * (len(names) + 1))]
+    return "\n".join(["**Several people at once in the app**:\n", *head, *rows, f"\n{note}\n"])
 
 
 def _command(result: dict) -> str:

@@ -62,6 +62,17 @@ def test_questions_and_clicks_are_told_with_their_conditions(results):
     assert "86 ms (median), 133 ms (95 %) of 30 clicks; page, 8 x 8 pixels, m, 1 thread of 2 cores; idle. `d`." in text
 
 
+def test_several_people_at_once_are_told_in_a_row_each(results):
+    tried = [{"users": n, "seconds": {"ready": {"largest": 7.6}, "first_mask": {"largest": 2.0 * n}},
+              "click_ms": {"median": 99.6, "p95": 250.2}, "memory": {"ready": {"sum_mb": 100}, "worked": {"sum_mb": 1460}}}
+             for n in (2, 8)]  # fmt: skip
+    conditions = {"pause_s": 2.0, "cores": 2, "note": "idle"}
+    (results / "app_users.json").write_text(json.dumps({"tried": tried, "conditions": conditions, "command": "d"}))
+    text = tables(results)
+    assert "| 2 | 8 s | 4 s | 100 ms | 250 ms | 1.5 GB |" in text and "| 8 | 8 s | 16 s |" in text
+    assert "click 2 s after each mask" in text and "share 2 cores; idle." in text
+
+
 def test_update_replaces_the_block_only(results):
     path = results / "README.md"
     path.write_text(f"before\n{BEGIN}\nold numbers\n{END}\nafter\n")
