@@ -20,6 +20,7 @@ class SamConfig:
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)  # blocks that see the whole grid
     window_size: int = 14  # side of the attention windows in the other blocks, patches
     use_rel_pos: bool = True  # SAM's decomposed relative position in the attention
+    qk_norm: bool = False  # normalise queries and keys, so that attention trained from scratch stays wide
     out_chans: int = 256  # C: channels of features, prompts and decoder
     decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
     mask_in_chans: int = 16  # channels of the mask-prompt encoder
@@ -30,6 +31,7 @@ class SamConfig:
     stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
     summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is told the language model
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
+    scales: tuple[float, ...] = (1.0,)  # sizes at which an image is seen, shares of S; small ones are for large objects
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
 
     @property
@@ -106,8 +108,8 @@ TINY = ModelConfig(
     name="tiny",
     sam=SamConfig(
         image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
-        use_rel_pos=False, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
-        summary=True, position_scale=3.0,
+        use_rel_pos=False, qk_norm=True, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
+        summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25),
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
 )  # fmt: skip
@@ -136,6 +138,7 @@ class TrainConfig:
     batch_size: int = 8  # images per optimiser micro-step
     accumulate: int = 1  # micro-steps per optimiser step
     lr: float = 1e-3  # peak learning rate (AdamW)
+    slow: float = 1.0  # factor on the rate of transformers (encoder blocks, mask decoder), which convolutions outrun
     weight_decay: float = 0.01  # on matrices only; norms, biases, embeddings and scalars have none
     warmup: int = 50  # optimiser steps of linear warm-up
     final_lr: float = 0.02  # share of the peak that the cosine schedule ends at
@@ -149,6 +152,8 @@ class TrainConfig:
     iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
     dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
     caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned (paper: none)
+    coarse_weight: float = 0.0  # stage 3: weight of the mask loss without finer maps and click maps, as plain SAM would
+    spread_weight: float = 0.0  # stages 0 and 3: weight of a penalty on states that are the same at all places
     word_weight: float = 0.0  # stages 0 and 3: weight of naming the caption's words from the features' mean (paper: none)
     far_share: float = 0.0  # share of outside points that lie anywhere outside instead of in SBR's ring (paper: none)
     sentences: int = 0  # captions are cut to so many sentences; 0 keeps them whole

@@ -62,10 +62,11 @@ class ULLSAM(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def preprocess(self, images: list[np.ndarray]) -> tuple[Tensor, list[Square]]:
-        """Images of any size and type -> normalised pixels (B, 3, S, S) and the geometry that leads back."""
+    def preprocess(self, images: list[np.ndarray], side: int | None = None) -> tuple[Tensor, list[Square]]:
+        """Images of any size and type -> normalised pixels (B, 3, S, S) and the geometry that leads back; `side` in place
+        of the model's S."""
         c = self.config.sam
-        pairs = [to_square(to_rgb8(image), c.image_size, c.placement) for image in images]
+        pairs = [to_square(to_rgb8(image), side or c.image_size, c.placement) for image in images]
         pixels = torch.from_numpy(np.stack([square for square, _ in pairs])).to(self.device)  # (B, S, S, 3)
         shown = torch.from_numpy(np.stack([geometry.shown() for _, geometry in pairs])).to(self.device)
         return sam_parts.normalise(pixels, c.preprocessing, shown), [geometry for _, geometry in pairs]
@@ -200,19 +201,25 @@ class ULLSAM(nn.Module):
         return model
 
 
-def load_parts(model: ULLSAM, folder: str | Path) -> None:
+def load_parts(model: ULLSAM, folder: str | Path, fresh: tuple[str, ...] = ()) -> None:
     """Starts `model` from another model's weights: all that it shares with the saved one, SAM's parts always (but what
     adds nothing at first may be new: the encoder's summary, and what the decoder reads off the clicks).
+
+    Args:
+        fresh: starts of names whose weights stay as they are in `model`.
 
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
     """
     from ullsam.checkpoints.files import copy_into, read_safetensors
 
-    state = read_safetensors(folder)
-    may_be_new = tuple(k for k in model.state_dict() if not k.startswith("sam.") or any(part in k for part in NEW_PARTS))
-    absent = tuple(k for k in may_be_new if k not in state)
-    copy_into(model, state, folder, ignore=absent)
+    state = {k: v for k, v in read_safetensors(folder).items() if not k.startswith(fresh)}
+    new = (k for k in model.state_dict() if k not in state)
+    copy_into(model, state, folder, ignore=tuple(k for k in new if _may_be_new(k) or k.startswith(fresh)))
+
+
+def _may_be_new(key: str) -> bool:
+    return not key.startswith("sam.") or any(part in key for part in NEW_PARTS)
 
 
 def _shifted(prompts: Prompts, dx: int, dy: int) -> Prompts:

@@ -11,10 +11,9 @@ from ullsam.model import ULLSAM
 from ullsam.sam import ImageFeatures, normalise
 
 
-@torch.no_grad()
-def feature_spread(embedding: Tensor) -> Tensor:
-    """Share of the features' power that differs between places and images, 0..1; near 0 they say nothing of the image."""
-    x = embedding.float().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B*h*w)
+def feature_spread(states: Tensor) -> Tensor:
+    """Share of the states' power that differs between places and images, 0..1; near 0 they say nothing of the image."""
+    x = states.float().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B*h*w)
     return x.var(1, unbiased=False).sum() / (x**2).mean(1).sum()
 
 
@@ -50,8 +49,9 @@ class EncoderObjective(nn.Module):
     def forward(self, batch: dict) -> dict[str, Tensor]:
         features = _encode(self.model, batch)
         parts = self.parts(features, batch)
-        loss = parts["dense"] + self.config.word_weight * parts.get("words", 0)
-        return {"loss": loss, **parts, "spread": feature_spread(features.embedding)}
+        spread = feature_spread(features.states)
+        loss = parts["dense"] + self.config.word_weight * parts.get("words", 0) + self.config.spread_weight * (1 - spread)
+        return {"loss": loss, **parts, "spread": spread.detach()}
 
     def parts(self, features: ImageFeatures, batch: dict) -> dict[str, Tensor]:
         """The loss of every pixel and, where it has a weight, that of the caption's words."""
@@ -71,20 +71,26 @@ class SegmentationObjective(nn.Module):
         self.encoder = EncoderObjective(model, config) if config.dense_weight or config.word_weight else None
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        model, origin, c = self.model, batch["origin"], self.config
+        model, c = self.model, self.config
         features = _encode(model, batch)
         knowledge, extra = self._knowledge(features, batch)
-        logits, iou = model.segment(features, batch["prompts"], knowledge, origin)
-        parts = mask_losses(
-            logits[:, :, 0].flatten(0, 1), iou[:, :, 0].flatten(), batch["truth"].flatten(0, 1).float(),
-            batch["valid"].flatten(), c.balance,
-        )  # fmt: skip
+        parts = self._masks(features, knowledge, batch)
         loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"]
+        if c.coarse_weight and features.skips:
+            coarse = self._masks(features._replace(skips=()), knowledge, batch)
+            loss = loss + c.coarse_weight * (coarse["bce"] + coarse["dice"])
+            extra["coarse"] = coarse["dice_score"]
         if self.encoder is not None:
             extra |= self.encoder.parts(features, batch)
         weights = {"caption": c.caption_weight, "dense": c.dense_weight, "words": c.word_weight}
-        loss = loss + sum(weights[name] * value for name, value in extra.items())
-        return {"loss": loss, **parts, **extra, "spread": feature_spread(features.embedding)}
+        spread = feature_spread(features.states)
+        loss = loss + sum(weight * extra[name] for name, weight in weights.items() if name in extra)
+        return {"loss": loss + c.spread_weight * (1 - spread), **parts, **extra, "spread": spread.detach()}
+
+    def _masks(self, features: ImageFeatures, knowledge: Tensor | None, batch: dict) -> dict[str, Tensor]:
+        logits, iou = self.model.segment(features, batch["prompts"], knowledge, batch["origin"])
+        truth, valid = batch["truth"].flatten(0, 1).float(), batch["valid"].flatten()
+        return mask_losses(logits[:, :, 0].flatten(0, 1), iou[:, :, 0].flatten(), truth, valid, self.config.balance)
 
     def _knowledge(self, features, batch: dict):
         """Knowledge of the batch and, where it has a weight, the caption loss that keeps the projection aligned."""

@@ -1,19 +1,27 @@
-"""One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid."""
+"""One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid.
+
+A model with several scales sees the image small as well, and draws an object from the smallest view in which it is wide
+enough: what fills much of the image is nearer to what small features can span.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ullsam.data.io import Square, to_rgb8
 from ullsam.enlarge import enlarge_masks
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
-from ullsam.sam import Prompts
+from ullsam.sam import ImageFeatures, Prompts
 
 CHUNK = 8  # objects decoded at a time: more take more memory and no less time
+WIDE = 0.5  # share of a small view's side from which an object is drawn from that view
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,51 @@ class Prediction:
     logits: np.ndarray
 
 
+@dataclass(frozen=True)
+class View:
+    """The image at one scale: where it lies in its square, and what the encoder says of it."""
+
+    model: ULLSAM
+    square: Square
+    features: ImageFeatures
+    precision: str
+
+    @cached_property
+    def knowledge(self) -> Tensor | None:
+        """Vision-language knowledge, (1, ...), computed at its first use; None without a VLSA."""
+        with autocast(self.model, self.precision):
+            knowledge = self.model.knowledge(self.features)
+        return None if knowledge is None else knowledge.float()
+
+    def segment(self, given: dict[str, np.ndarray], use_vlk: bool, kinds: slice) -> tuple[Tensor, Tensor]:
+        """Logits (I, kinds, 4h, 4w) and scores (I, kinds) for prompts of I objects in image pixels."""
+        moved = {"points": self.square.points_in, "boxes": self.square.boxes_in}
+        prompts = Prompts(**{k: torch.as_tensor(moved[k](v) if k in moved else v, dtype=torch.float32,
+                                                device=self.model.device)[None] for k, v in given.items()})  # fmt: skip
+        logits, scores = self.model.segment(self.features, prompts, self.knowledge if use_vlk else None)
+        return logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, ...) -> (I, kinds, ...)
+
+
+def widths(logits: Tensor) -> np.ndarray:
+    """Longer side of each mask of logits (I, n, n), as a share of n: (I,)."""
+    inside = logits > 0
+    sides = [_span(inside.any(axis)) for axis in (1, 2)]
+    return (torch.maximum(*sides) / logits.shape[-1]).cpu().numpy()
+
+
+def _span(taken: Tensor) -> Tensor:
+    """From the first to the last place that is taken, of (I, n) places: (I,), 0 where none is."""
+    places = torch.arange(1, taken.shape[1] + 1, device=taken.device)
+    last = (taken * places).amax(1)
+    first = (taken * places.flip(0)).amax(1)
+    return (last + first - taken.shape[1]).clamp(min=0)
+
+
+def autocast(model: ULLSAM, precision: str):
+    """bfloat16 autocast on the model's device for the precision "bf16"."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 class Predictor:
     """Segments and describes one image at a time; points and boxes are (x, y) in pixels of the image as given.
 
@@ -40,7 +93,7 @@ class Predictor:
         if precision not in ("no", "bf16"):
             raise InputError(f"There is no precision {precision!r}; choose 'no' or 'bf16'.")
         self.model, self.precision = model.eval(), precision
-        self._features = self._square = self._knowledge = None
+        self._views: tuple[View, ...] = ()  # from the smallest to the whole canvas
 
     @torch.inference_mode()
     def set_image(self, image: np.ndarray) -> None:
@@ -49,25 +102,20 @@ class Predictor:
         Raises:
             InputError: not an image, NaN, or too small, with what to do.
         """
-        pixels, (square,) = self.model.preprocess([image])
-        with self._autocast():
-            self._features = self.model.encode(pixels).float()
-        self._square, self._knowledge = square, None
+        sam, image = self.model.config.sam, to_rgb8(image)
+        self._views = tuple(self._view(image, round(sam.image_size * scale)) for scale in sorted(sam.scales))
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the image that was set."""
-        return self._ready().height, self._ready().width
+        square = self._ready()[-1].square
+        return square.height, square.width
 
     @torch.inference_mode()
     def knowledge(self) -> Tensor | None:
-        """Vision-language knowledge of the image, (1, ...); computed at its first use. None without a VLSA."""
-        self._ready()
-        if self._knowledge is None:
-            with self._autocast():
-                knowledge = self.model.knowledge(self._features)
-            self._knowledge = None if knowledge is None else knowledge.float()
-        return self._knowledge
+        """Vision-language knowledge of the image, (1, ...); computed at its first use, also that of smaller views. None
+        without a VLSA."""
+        return [view.knowledge for view in self._ready()][-1]
 
     @torch.inference_mode()
     def predict(
@@ -85,64 +133,77 @@ class Predictor:
         Raises:
             InputError: no image set, no prompt, or prompts of wrong shape, outside the image or without labels.
         """
-        square = self._ready()
-        prompts = self._prompts(points, labels, box, mask)
-        knowledge = self.knowledge() if use_vlk else None
+        given = self._given(points, labels, box, mask)
+        views = self._ready()[-1:] if "masks" in given else self._views  # mask prompts are of the whole canvas
         kinds = slice(1, None) if multimask else slice(0, 1)
-        parts = [self._decode(p, knowledge, kinds) for p in _chunks(prompts)]
-        masks, scores, logits = (np.concatenate(x) for x in zip(*parts, strict=True))
-        assert masks.shape[2:] == (square.height, square.width)
+        chunks = _chunks(given)
+        masks, scores, logits = (np.concatenate(x) for x in zip(*(self._decode(c, views, use_vlk, kinds) for c in chunks),
+                                                                 strict=True))  # fmt: skip
         return Prediction(*(x if multimask else x[:, 0] for x in (masks, scores, logits)))
 
     def describe(self, question: str | None = None, max_new_tokens: int = 96, on_text=None) -> str:
         """Words about the image that was set, see `ULLSAM.describe`; `on_text` is called with the text while it grows."""
-        self._ready()
+        features = self._ready()[-1].features
         with torch.inference_mode():
-            tokens = self.model.image_tokens(self._features)
+            tokens = self.model.image_tokens(features)
         return self.model.llm_or_raise().generate(tokens, question, max_new_tokens, on_text)[0]
 
-    def _decode(self, prompts: Prompts, knowledge: Tensor | None, kinds: slice):
-        logits, scores = self.model.segment(self._features, prompts, knowledge)
-        logits, scores = logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, ...) -> (I, kinds, ...)
-        masks = enlarge_masks(logits.flatten(0, 1), self._square)  # (I * kinds, H, W)
-        return masks.reshape(*logits.shape[:2], *masks.shape[1:]), scores.cpu().numpy(), logits.cpu().numpy()
+    def _view(self, image: np.ndarray, side: int) -> View:
+        pixels, (square,) = self.model.preprocess([image], side)
+        with autocast(self.model, self.precision):
+            features = self.model.encode(pixels).float()
+        return View(self.model, square, features, self.precision)
 
-    def _autocast(self):
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    def _decode(self, given: dict[str, np.ndarray], views: tuple[View, ...], use_vlk: bool, kinds: slice):
+        """Masks (I, kinds, H, W), scores (I, kinds) and logits (I, kinds, 4h, 4w), of each object from the first view in
+        which it is wide enough, else from the last."""
+        found, left = {}, np.arange(len(next(iter(given.values()))))
+        for view in views:
+            logits, scores = view.segment({k: v[left] for k, v in given.items()}, use_vlk, kinds)
+            done = widths(logits[:, 0]) > WIDE if view is not views[-1] else np.ones(len(left), bool)
+            found |= {i: (enlarge_masks(logits[j], view.square), scores[j].cpu().numpy(), self._on_canvas(logits[j]))
+                      for j, i in enumerate(left) if done[j]}  # fmt: skip
+            left = left[~done]
+            if not len(left):
+                break
+        return tuple(np.stack(x) for x in zip(*(found[i] for i in sorted(found)), strict=True))
 
-    def _ready(self):
-        if self._square is None:
+    def _on_canvas(self, logits: Tensor) -> np.ndarray:
+        """Logits (kinds, n, n) of any view at the resolution of the whole canvas."""
+        side = 4 * self.model.config.sam.grid
+        if logits.shape[-1] != side:
+            logits = F.interpolate(logits[None], (side, side), mode="bilinear", align_corners=False)[0]
+        return logits.cpu().numpy()
+
+    def _ready(self) -> tuple[View, ...]:
+        if not self._views:
             raise InputError("No image is set; call set_image(array) first.")
-        return self._square
+        return self._views
 
-    def _prompts(self, points, labels, box, mask) -> Prompts:
+    def _given(self, points, labels, box, mask) -> dict[str, np.ndarray]:
+        """The prompts checked, each with I as its first axis, in image pixels."""
         if all(x is None for x in (points, labels, box, mask)):
             raise InputError("There is no prompt; give points with labels, a box, or a mask.")
         if (points is None) != (labels is None):
             raise InputError("Points need labels of the same length: 1 for inside, 0 for outside.")
-        square, device = self._ready(), self.model.device
-        entries = {}
+        given = {}
         if points is not None:
-            points, labels = _check_points(points, labels, self.size)
-            entries |= {"points": square.points_in(points), "labels": labels}
+            given["points"], given["labels"] = _check_points(points, labels, self.size)
         if box is not None:
-            entries["boxes"] = square.boxes_in(_check_boxes(box, self.size))
+            given["boxes"] = _check_boxes(box, self.size)
         if mask is not None:
-            entries["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
-        counts = {len(v) for v in entries.values()}
+            given["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
+        counts = {len(v) for v in given.values()}
         if len(counts) > 1:
             raise InputError(
                 f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}."
             )
-        return Prompts(
-            **{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in entries.items()}
-        )
+        return given
 
 
-def _chunks(prompts: Prompts) -> list[Prompts]:
-    count = next(x.shape[1] for x in prompts if x is not None)
-    starts = range(0, count, CHUNK)
-    return [Prompts(*(None if x is None else x[:, i : i + CHUNK] for x in prompts)) for i in starts]
+def _chunks(given: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    starts = range(0, len(next(iter(given.values()))), CHUNK)
+    return [{k: v[i : i + CHUNK] for k, v in given.items()} for i in starts]
 
 
 def _numbers(values, name: str, last: int) -> np.ndarray:

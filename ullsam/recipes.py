@@ -30,7 +30,12 @@ DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0
 KINDS = replace(SEGMENT, prompts=MORE_PROMPTS, far_share=0.2, word_weight=0.2, sentences=1)
 WIDE = replace(KINDS, lr=3e-4, batch_size=2, view=384, instances=12, seed=1, sentences=0)
 LAST = replace(WIDE, steps=200, warmup=30, seed=5)
+AGREE = replace(LAST, steps=150, seed=8, slow=0.5, coarse_weight=0.5, spread_weight=0.1)
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30, prompts=(), box_share=0.0)
+ALIVE = replace(KINDS, lr=8e-4, slow=0.5, coarse_weight=0.5, spread_weight=0.1)
+# transformers that had become the same everywhere, and what had adapted to that
+DEAD = ("sam.image_encoder.blocks.", "sam.image_encoder.neck.", "sam.mask_decoder.transformer.",
+        "sam.mask_decoder.output_upscaling.0.")  # fmt: skip
 SHAPES = (*STYLES, *3 * ("shapes", "packed_shapes"))  # random textures more often than each kind of microscopy
 
 
@@ -45,6 +50,7 @@ class Recipe:
     synthetic_share: float = 0.25  # share of synthetic images
     styles: tuple[str, ...] = tuple(STYLES)  # of the synthetic images, each entry equally often
     sources: str = "in_domain"  # role folder of the real images, always their train split
+    fresh: tuple[str, ...] = ()  # starts of names of weights that begin anew
 
 
 RECIPES = {
@@ -61,8 +67,12 @@ RECIPES = {
     "local": Recipe(USAM_TINY, replace(KINDS, steps=1300, lr=1e-3, seed=6), "clicks", None, 0.35, SHAPES),
     "realign": Recipe(TINY, replace(CAPTION, steps=40, sentences=1, seed=1), start="local", language="talk"),
     "counts": Recipe(TINY, replace(CAPTION, stage=2, steps=150, batch_size=2, view=0, seed=1), start="realign"),
-    "ullsam-tiny": Recipe(TINY, replace(LAST, caption_weight=0.2), "counts", None, 0.35, SHAPES),
-    "usam-tiny": Recipe(USAM_TINY, LAST, "local", None, 0.35, SHAPES),
+    "speaker": Recipe(TINY, replace(LAST, caption_weight=0.2), "counts", None, 0.35, SHAPES),
+    "steady": Recipe(USAM_TINY, LAST, "local", None, 0.35, SHAPES),
+    "alive": Recipe(USAM_TINY, replace(ALIVE, steps=1600, seed=7), "steady", None, 0.35, SHAPES, fresh=DEAD),
+    "relearn": Recipe(TINY, replace(CAPTION, steps=80, sentences=1, seed=2), start="alive", language="speaker"),
+    "ullsam-tiny": Recipe(TINY, replace(AGREE, caption_weight=0.2), "relearn", None, 0.35, SHAPES),
+    "usam-tiny": Recipe(USAM_TINY, AGREE, "alive", None, 0.35, SHAPES),
 }
 
 
@@ -81,7 +91,7 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
     model = ULLSAM.from_config(recipe.model, recipe.train.seed)
     for source in (recipe.language, recipe.start):  # what both have, SAM, comes from `start`
         if source:
-            load_parts(model, folder / source)
+            load_parts(model, folder / source, recipe.fresh)
     corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
     mixture = Mixture(corpora, recipe.styles, recipe.synthetic_share)
     fit(model, recipe.train, mixture, folder / name, progress)
@@ -89,7 +99,8 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
 
 
 def ship(name: str, folder: str | Path, data: str | Path = "data") -> Path:
-    """Puts a finished recipe's model into data/weights as float16 and its log into data/results/training_log.json.
+    """Puts a finished recipe's model into data/weights as float16 and its log into data/results/training_log.json; logs of
+    earlier recipes that are there already and whose run is gone are kept.
 
     Raises:
         InputError: the run is not finished.
@@ -100,7 +111,9 @@ def ship(name: str, folder: str | Path, data: str | Path = "data") -> Path:
     path = Path(data) / "results" / "training_log.json"
     logs = json.loads(path.read_text()) if path.is_file() else {}
     for step in _ancestry(name):
-        logs[step] = [json.loads(line) for line in (Path(folder) / step / "log.jsonl").read_text().splitlines()]
+        log = Path(folder) / step / "log.jsonl"
+        if log.is_file() or step not in logs:
+            logs[step] = [json.loads(line) for line in log.read_text().splitlines()]
     write_json(path, logs)
     return target
 

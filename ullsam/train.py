@@ -35,6 +35,7 @@ class Stage:
     targets: str  # what its batches hold beside images: "labels", "captions", or "prompts" with labels and masks
 
 
+TRANSFORMERS = ("image_encoder.blocks.", "mask_decoder.transformer.")  # what TrainConfig.slow slows down
 SAM_PARTS = ("sam.image_encoder", "sam.prompt_encoder", "sam.mask_decoder")
 STAGES = {
     0: Stage("encoder from scratch", ("sam.image_encoder",), EncoderObjective, "labels"),  # the paper starts from uSAM
@@ -140,11 +141,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def build_optimizer(named: list[tuple[str, nn.Parameter]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only."""
-    decay = {n: p for n, p in named if p.ndim > 1 and "embed" not in n}
-    rest = [p for n, p in named if n not in decay]
-    groups = [{"params": [*decay.values()], "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr)
+    """AdamW with weight decay on matrices and kernels only, and the factor `slow` on the rate of transformers."""
+    groups = {}
+    for name, parameter in named:
+        decays = parameter.ndim > 1 and "embed" not in name
+        factor = config.slow if any(part in name for part in TRANSFORMERS) else 1.0
+        groups.setdefault((config.weight_decay if decays else 0.0, factor), []).append(parameter)
+    rows = [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
+    return torch.optim.AdamW(rows, lr=config.lr)
 
 
 def fit(
@@ -263,7 +267,7 @@ class _Run:
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_([p for _, p in self.named], self.config.clip)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.config.lr * learning_rate(self.step, self.config)
+                    group["lr"] = group["factor"] * self.config.lr * learning_rate(self.step, self.config)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return losses

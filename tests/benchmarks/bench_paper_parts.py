@@ -176,7 +176,7 @@ def click(size: models.Size, keep: Path) -> dict:
     predictor.knowledge()
     sam, point = predictor.model.sam, torch.tensor([[[middle, middle]]])
     sparse, dense = (x.detach() for x in sam.prompt_encoder((point, torch.ones(1, 1)), None, None))
-    features, pe = predictor._features.embedding, sam.prompt_encoder.get_dense_pe().detach()
+    features, pe = predictor._views[-1].features.embedding, sam.prompt_encoder.get_dense_pe().detach()
 
     @torch.inference_mode()
     def run():

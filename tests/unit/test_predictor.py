@@ -1,10 +1,13 @@
 """The predictor: images as people have them, prompts in their pixels, masks on their grid, sentences for mistakes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from ullsam import ULLSAM, InputError, Predictor
+from ullsam import ULLSAM, InputError, Predictor, preset
+from ullsam.predictor import widths
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_knowledge_changes_the_mask_and_can_be_left_out(ready):
 def test_point_lands_on_its_pixel_in_a_padded_image(model):
     predictor = Predictor(model)
     predictor.set_image(np.zeros((32, 64), np.uint8))
-    square = predictor._square
+    square = predictor._views[-1].square
     assert square.scale == 1 and np.array_equal(square.points_in(np.array([[3.0, 4]], np.float32)), [[3, 4]])
 
 
@@ -136,4 +139,49 @@ def test_bad_images_get_a_sentence_and_keep_the_old_state(ready, image):
 
 
 def test_results_need_no_gradient(ready):
-    assert not torch.is_grad_enabled() or not ready._features.embedding.requires_grad
+    assert not torch.is_grad_enabled() or not ready._views[-1].features.embedding.requires_grad
+
+
+@pytest.fixture
+def at_two_scales(monkeypatch):
+    """A predictor with views of 64 and 32 px whose masks are boxes as large as the first point's x says."""
+    sam = replace(preset("debug").sam, scales=(1.0, 0.5))
+    predictor, seen = Predictor(ULLSAM.from_preset("debug", sam=sam)), []
+
+    def segment(features, prompts, knowledge):
+        side = 4 * features.embedding.shape[-1]
+        seen.append((side, prompts.labels.shape[1]))
+        logits = torch.full((1, prompts.labels.shape[1], 4, side, side), -1.0)
+        for i, x in enumerate(prompts.points[0, :, 0, 0]):
+            logits[0, i, :, 0, : round(float(x) / 4) + 1] = side  # 4 pixels of the view for each place
+        return logits, torch.zeros(logits.shape[:3])
+
+    predictor.set_image(np.zeros((128, 128), np.uint8))
+    monkeypatch.setattr(predictor.model, "segment", segment)
+    return predictor, seen
+
+
+def test_a_wide_object_is_drawn_from_the_small_view(at_two_scales):
+    predictor, seen = at_two_scales
+    points = np.array([[[100.0, 5]], [[20.0, 5]], [[120.0, 5]]])  # 78, 16 and 94 % of the image
+    found = predictor.predict(points, np.ones((3, 1)))
+    assert seen == [(8, 3), (16, 1)]  # the second object is not wide enough for the small view
+    assert found.masks.shape == (3, 128, 128) and found.logits.shape == (3, 16, 16)
+    np.testing.assert_allclose(found.masks[:, 0].sum(-1) / 128, points[:, 0, 0] / 128, atol=0.2)  # a place is an eighth
+    assert [float(x) for x in found.logits.max((1, 2))] == [8, 16, 8]
+    several = predictor.predict(points, np.ones((3, 1)), multimask=True)
+    assert several.masks.shape == (3, 3, 128, 128) and np.array_equal(several.masks[:, 0], found.masks)
+
+
+def test_a_mask_prompt_is_read_on_the_whole_canvas(at_two_scales):
+    predictor, seen = at_two_scales
+    predictor.predict([[100, 5]], [1], mask=np.zeros((16, 16)))
+    assert seen == [(16, 1)]
+
+
+def test_widths_by_hand():
+    logits = torch.full((4, 10, 10), -1.0)
+    logits[0, 2:5, 3] = 1
+    logits[1, 7, 1:10] = 1
+    logits[2, 0, 0] = logits[2, 9, 9] = 1
+    np.testing.assert_allclose(widths(logits), [0.3, 0.9, 1.0, 0.0])

@@ -13,7 +13,7 @@ import torch
 
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
 from ullsam.config import PAPER_TRAINING
-from ullsam.objectives import SegmentationObjective
+from ullsam.objectives import SegmentationObjective, feature_spread
 from ullsam.sam import normalise
 from ullsam.train import Batches, build_optimizer, first_sentences, learning_rate, move_outside, select_trained
 
@@ -89,6 +89,27 @@ def test_words_can_be_learned_beside_the_masks(stage, dense):
     assert any(p.grad is not None and p.grad.any() for p in model.sam.image_encoder.parameters())
 
 
+def test_masks_can_be_learned_without_finer_maps_too():
+    sam = replace(preset("debug").sam, stem=(8, 16, 24), use_rel_pos=False)
+    model, batch = ULLSAM.from_preset("debug", sam=sam), Batches(mixture(), SMALL, 64, 16, 1)[0]
+    plain, both = (SegmentationObjective(model, replace(SMALL, coarse_weight=w))(batch) for w in (0.0, 0.5))
+    features = model.encode(normalise(batch["image"], "sam", batch["shown"]))._replace(skips=())
+    coarse = SegmentationObjective(model, SMALL)._masks(features, model.knowledge(features), batch)
+    torch.testing.assert_close(both["coarse"], coarse["dice_score"])
+    torch.testing.assert_close(both["loss"], plain["loss"] + 0.5 * (coarse["bce"] + coarse["dice"]))
+    (both["loss"] - plain["loss"]).backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.vlsa.parameters())  # what knowledge is added to has to matter
+
+
+def test_states_that_are_the_same_everywhere_can_be_penalised():
+    model, batch = ULLSAM.from_preset("debug", llm=None, vlsa="none"), Batches(mixture(), SMALL, 64, 16, 1)[0]
+    plain, held = (SegmentationObjective(model, replace(SMALL, spread_weight=w))(batch) for w in (0.0, 0.5))
+    torch.testing.assert_close(held["loss"], plain["loss"] + 0.5 * (1 - held["spread"]))
+    flat, varied = torch.ones(2, 3, 4, 4), torch.randn(2, 3, 64, 64)
+    assert feature_spread(flat) == 0 and feature_spread(varied) > 0.99
+    torch.testing.assert_close(feature_spread(varied + 1), torch.tensor(0.5), atol=0.02, rtol=0)
+
+
 def test_training_learns(tmp_path):
     """A small SAM with a convolutional stem learns one image's objects by heart."""
     config = replace(SMALL, steps=80, lr=3e-3, warmup=5, balance=True)
@@ -160,10 +181,22 @@ def test_the_papers_settings():
 def test_decay_spares_norms_biases_and_scalars():
     model = ULLSAM.from_preset("debug")
     named = select_trained(model, STAGES[3])
-    decayed = {id(p) for p in build_optimizer(named, SMALL).param_groups[0]["params"]}
+    groups = build_optimizer(named, SMALL).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in named:
         matrix = parameter.ndim > 1 and "embed" not in name
         assert (id(parameter) in decayed) == matrix, name
+
+
+def test_transformers_can_learn_more_slowly(tmp_path):
+    model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    fit(model, replace(SMALL, steps=1, warmup=0, slow=0.1, weight_decay=0.0), mixture(), tmp_path, progress=False)
+    moved = {k: (v - before[k]).abs().max().item() for k, v in model.named_parameters()}
+    for name, size in moved.items():  # the first step of Adam is the rate itself
+        slow = "blocks." in name or "transformer." in name
+        assert size <= 1.01 * SMALL.lr * (0.1 if slow else 1), name
+    assert max(moved.values()) > 0.9 * SMALL.lr
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
