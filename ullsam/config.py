@@ -109,7 +109,7 @@ TINY = ModelConfig(
     sam=SamConfig(
         image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
         use_rel_pos=False, qk_norm=True, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
-        summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25),
+        summary=True, position_scale=3.0, scales=(1.0, 0.5),
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
 )  # fmt: skip
@@ -158,14 +158,16 @@ class TrainConfig:
     far_share: float = 0.0  # share of outside points that lie anywhere outside instead of in SBR's ring (paper: none)
     sentences: int = 0  # captions are cut to so many sentences; 0 keeps them whole
     balance: bool = False  # weigh BCE so that inside and outside of each object count the same
+    recompute: str = "no"  # less memory: "cheap" results in transformers, or "all", are computed again, see recompute.py
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines
     workers: int = 0  # data-loading processes
 
 
 # The paper's runs (section 3.3 and appendix A), in optimiser steps: epochs x images / images per step on its four GPUs
+LEAN = dict(precision="bf16", recompute="cheap")
 PAPER_TRAINING = {
-    1: TrainConfig(stage=1, steps=40_000, batch_size=3, lr=1e-4, precision="bf16"),  # 6 epochs of 80,000 pairs
-    2: TrainConfig(stage=2, steps=80_000, batch_size=1, lr=1e-6, precision="bf16"),  # 2 epochs of 40,000, on one GPU
-    3: TrainConfig(stage=3, steps=30_000, batch_size=1, accumulate=8, lr=1e-3, precision="bf16"),  # 24 epochs of 40,000
+    1: TrainConfig(stage=1, steps=40_000, batch_size=3, lr=1e-4, **LEAN),  # 6 epochs of 80,000 pairs
+    2: TrainConfig(stage=2, steps=80_000, batch_size=1, lr=1e-6, **LEAN),  # 2 epochs of 40,000, on one GPU
+    3: TrainConfig(stage=3, steps=30_000, batch_size=1, accumulate=8, lr=1e-3, **LEAN),  # 24 epochs of 40,000
 }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from ullsam.errors import InputError
+
+if TYPE_CHECKING:
+    from ullsam.model import ULLSAM
 
 aten = torch.ops.aten
 EXPENSIVE = (  # what costs nearly all of the time and little of the memory
@@ -29,3 +36,26 @@ def recompute(layers: Iterable[nn.Module], keep_products: bool = True) -> None:
     keep = {"context_fn": partial(create_selective_checkpoint_contexts, list(EXPENSIVE))} if keep_products else {}
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **keep)
+
+
+KINDS = ("no", "cheap", "all")
+
+
+@contextmanager
+def less_memory(model: ULLSAM, kind: str) -> Iterator[None]:
+    """Trains inside with less memory: of each layer of the encoder and the language model little is kept.
+
+    Args:
+        kind: "no" keeps everything; "cheap" keeps matrix products and computes again what costs little time; "all" keeps
+            nothing but the layers' inputs, which costs one more forward pass.
+    """
+    if kind not in KINDS:
+        raise InputError(f"recompute is {kind!r}; give one of {', '.join(KINDS)}.")
+    layers = [*model.sam.image_encoder.blocks, *([] if model.llm is None else model.llm.lm.model.layers)]
+    layers = [] if kind == "no" else layers
+    recompute(layers, keep_products=kind == "cheap")
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own is seen again

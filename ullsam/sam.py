@@ -11,7 +11,7 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ullsam.attention import relative_attention
+from ullsam.attention import FastBlock, from_windows, quick_linear, relative_attention, to_windows
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
 from ullsam.fine import Clicks, ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
@@ -26,6 +26,7 @@ class ImageFeatures(NamedTuple):
     embedding: Tensor
     skips: tuple[Tensor, ...] = ()  # stride 4 (B, b, 4h, 4w) and stride 8 (B, c, 2h, 2w), see fine.py
     summary: Tensor | None = None  # (B, C, 1, 1), what kind of image it is, for the language model; see fine.Summary
+    states: Tensor | None = None  # (B, D, h, w), what the last transformer block leaves
 
     @property
     def described(self) -> Tensor:
@@ -34,8 +35,8 @@ class ImageFeatures(NamedTuple):
 
     def float(self) -> ImageFeatures:
         """The same in float32."""
-        summary = None if self.summary is None else self.summary.float()
-        return ImageFeatures(self.embedding.float(), tuple(x.float() for x in self.skips), summary)
+        summary, states = (None if x is None else x.float() for x in (self.summary, self.states))
+        return ImageFeatures(self.embedding.float(), tuple(x.float() for x in self.skips), summary, states)
 
 
 class Prompts(NamedTuple):
@@ -52,17 +53,27 @@ class Prompts(NamedTuple):
 
 
 class FastAttention(Attention):
-    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding."""
+    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding.
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, h, w, _ = x.shape
-        qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # each (b, heads, h*w, d)
+    With `normalise` queries and keys of each head are normalised first, so that no weight can make attention look at one
+    place only. Source: "Scaling vision transformers to 22 billion parameters" (Dehghani et al. 2023).
+    """
+
+    def __init__(self, dim: int, heads: int, use_rel_pos: bool, side: int, normalise: bool = False):
+        super().__init__(dim, heads, True, use_rel_pos, input_size=(side, side))
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // heads) if normalise else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        h, w = x.shape[1:3]
+        side, bias = (window, window) if window else (h, w), self.qkv.bias  # padding is zero, its products are the bias
+        pairs = zip(quick_linear(self.qkv, x).chunk(3, -1), bias.chunk(3), strict=True)  # each (b, h, w, heads*d)
+        q, k, v = (to_windows(y, side, self.num_heads, padding) for y, padding in pairs)  # (b*windows, heads, n, d)
+        q, k = self.q_norm(q), self.k_norm(k)
         if self.use_rel_pos:
-            x = relative_attention(q, k, v, *self._relative_terms(q, h, w))
+            x = relative_attention(q, k, v, *self._relative_terms(q, *side))
         else:
             x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, h, w, -1))  # (b, heads, h*w, d) -> (b, h, w, heads*d)
+        return quick_linear(self.proj, from_windows(x, side, h, w))  # (b, h, w, heads*d)
 
     def _relative_terms(self, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         """What each query adds for each row (b, heads, h*w, h) and each column (b, heads, h*w, w) of the grid."""
@@ -94,9 +105,9 @@ def _image_encoder(c: SamConfig) -> ImageEncoderViT:
         out_chans=c.out_chans, norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=c.use_rel_pos,
         window_size=c.window_size, global_attn_indexes=c.global_attn_indexes,
     )  # fmt: skip
-    for block in encoder.blocks:
-        side = block.window_size or c.grid
-        block.attn = FastAttention(c.embed_dim, c.num_heads, True, c.use_rel_pos, input_size=(side, side))
+    for i, block in enumerate(encoder.blocks):
+        attention = FastAttention(c.embed_dim, c.num_heads, c.use_rel_pos, block.window_size or c.grid, c.qk_norm)
+        encoder.blocks[i] = FastBlock(block.norm1, attention, block.norm2, block.mlp, block.window_size)
     if c.stem:
         encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
         encoder.neck.append(instance_norm(c.out_chans, 0.3))
@@ -184,11 +195,12 @@ def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, in
     x = x + encoder.pos_embed[:, top : top + h, left : left + w]  # (B, h, w, D)
     for block in encoder.blocks:
         x = block(x)
-    embedding = encoder.neck(x.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, C, h, w)
+    states = x.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w)
+    embedding = encoder.neck(states)  # (B, C, h, w)
     if not skips:
-        return ImageFeatures(embedding)
+        return ImageFeatures(embedding, states=states)
     summary = None if encoder.summary is None else encoder.summary(skips)
-    return ImageFeatures(embedding, encoder.fine_path(embedding, skips), summary)
+    return ImageFeatures(embedding, encoder.fine_path(embedding, skips), summary, states)
 
 
 def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.objectives import CaptionObjective, EncoderObjective, SegmentationObjective
 from ullsam.parallel import divided_like, shard, team, together, wants_shards
+from ullsam.recompute import less_memory
 from ullsam.sam import Prompts
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
 
@@ -178,7 +179,8 @@ def fit(
     run = _Run(model, config, Path(folder), accelerator)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
     batches = Batches(mixture, config, sam.image_size, sam.patch_size, count)
-    run.train(batches, progress, on_log)
+    with less_memory(model, config.recompute):
+        run.train(batches, progress, on_log)
     state = run.whole(model.own_state())
     if accelerator.is_main_process:
         model.save_pretrained(folder, state=state)
@@ -314,8 +316,9 @@ class _Run:
         """Goes back to the checkpoint; returns the optimiser's state."""
         path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["config"] != asdict(self.config):
-            changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+        stored = asdict(TrainConfig()) | state["config"]  # a setting that did not exist then
+        if stored != asdict(self.config):
+            changed = [k for k, v in asdict(self.config).items() if stored[k] != v]
             raise InputError(
                 f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it."
             )

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ullsam import ULLSAM
-from ullsam.recompute import recompute
+from ullsam import ULLSAM, InputError, Mixture, TrainConfig, fit
+from ullsam.config import PAPER_TRAINING
+from ullsam.recompute import KINDS, less_memory, recompute
 
 
 def run(model, tokens):
@@ -45,3 +46,28 @@ def test_encoder_weights_get_the_same_gradients(keep_products):
         grads.append([p.grad.clone() for p in encoder.parameters()])
         recompute(encoder.blocks, keep_products)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_training_takes_the_same_steps(stage, tmp_path):
+    weights = []
+    for kind in KINDS:
+        model = ULLSAM.from_preset("debug")
+        config = TrainConfig(stage=stage, steps=2, batch_size=2, warmup=1, recompute=kind)
+        fit(model, config, Mixture([], ["fluorescence_nuclei"], 1.0), tmp_path / kind, progress=False)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-4, atol=1e-5)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_paper_s_training_asks_for_it_and_nothing_else_is_touched():
+    assert all(config.recompute == "cheap" for config in PAPER_TRAINING.values()) and TrainConfig().recompute == "no"
+    model = ULLSAM.from_preset("debug")
+    inside = {}
+    for kind in KINDS:
+        with less_memory(model, kind):
+            inside[kind] = sum("forward" in vars(module) for module in model.modules())
+    assert inside == {"no": 0, "cheap": 2 + 2, "all": 2 + 2}  # blocks and layers
+    with pytest.raises(InputError, match="recompute is 'yes'; give one of no, cheap, all"), less_memory(model, "yes"):
+        pass
