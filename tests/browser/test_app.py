@@ -106,6 +106,23 @@ def test_a_file_of_many_pieces_arrives_whole(page):
     told(page, "noise.tif: 2400 x 2500 pixels")
 
 
+def test_a_label_image_is_corrected_and_handed_back(page, nuclei):
+    upload(page, "cells.png", png(nuclei.image))
+    told(page, "cells.png: 256 x 256 pixels")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, nuclei.labels.astype(np.uint16))
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Correct a label image").click()
+    chooser.value.set_files({"name": "labels.tif", "mimeType": "", "buffer": buffer.getvalue()})
+    told(page, f"labels.tif: {len(np.unique(nuclei.labels)) - 1} objects added to the saved instances.")
+    picture = Picture(page.locator(".ullsam"))
+    picture.button("Delete instance 1, object")
+    content = download(page)
+    name = next(n for n in reversed(content.namelist()) if n.endswith("/cells_labels.tif"))
+    labels = tifffile.imread(io.BytesIO(content.read(name)))
+    assert (labels == np.where(nuclei.labels == 1, 0, nuclei.labels)).all()
+
+
 def test_two_people_stay_separate(page, visit, nuclei, objects, shot):
     other = visit()
     upload(page, "cells.png", png(nuclei.image))

@@ -53,12 +53,12 @@ def middle(box, x, y):
     return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
 
-def watched(cell):
-    """A function that waits until the output's last picture is another one than now."""
-    picture = cell.locator("img").last.element_handle()
+def watched(picture):
+    """A function that waits until another picture is shown than now."""
+    page, picture = picture.page, picture.element_handle()
     before = picture.get_attribute("src")
     change = "([picture, before]) => picture.src !== before"
-    return lambda: cell.page.wait_for_function(change, arg=[picture, before], timeout=LIMIT)
+    return lambda: page.wait_for_function(change, arg=[picture, before], timeout=LIMIT)
 
 
 def test_sbr_explorer_follows_slider_and_click(page, cell, nuclei, objects, shot):
@@ -79,7 +79,8 @@ def test_sbr_explorer_follows_slider_and_click(page, cell, nuclei, objects, shot
 
 def test_vlsa_inspector_follows_the_pointer(page, cell, objects, nuclei, shot):
     inspector = cell(2)
-    picture, redrawn = inspector.locator("[aria-label='image; point at a patch'] img"), watched(inspector)
+    picture = inspector.locator("[aria-label='image; point at a patch'] img")
+    redrawn = watched(inspector.locator("img").last)
     page.mouse.move(*middle(picture.bounding_box(), 0.3, 0.3))
     page.mouse.move(*middle(picture.bounding_box(), 0.21, 0.3))
     says(inspector, "patch in row 9, column 6")  # patches are 8 pixels wide in this image of 256
@@ -112,7 +113,7 @@ def test_a_box_is_drawn_and_segmented(page, cell, nuclei, objects, shot):
 def test_the_monitor_sees_what_another_process_writes(page, cell, run, shot):
     monitor = cell(4)
     says(monitor, "Step 20; loss 0.05")
-    redrawn = watched(monitor)
+    redrawn = watched(monitor.locator("img").first)
     run(21, 22, 40)
     monitor.get_by_role("button", name="Look now").click()
     says(monitor, "Step 40; loss 0.025")

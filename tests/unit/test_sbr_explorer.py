@@ -1,5 +1,7 @@
 """The SBR explorer shows what sbr.py draws, and names the case that was used."""
 
+from threading import Event, Thread
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +125,21 @@ def test_sliders_and_gestures_move_together(demo):
     assert demo._controls["n_pos"].value == 2 and demo._controls["n_neg"].value == 90
     demo.choose(5)
     assert demo._controls["object"].value == 5 and demo._table.value.count("▶") == 2
+
+
+def test_a_gesture_during_the_redraw_of_another_thread_is_not_lost(demo, monkeypatch):
+    drawing, go_on, draw, number = Event(), Event(), demo._draw, int(demo.ids[-1])
+    assert demo.view is not None and demo.choice.instance != number
+    monkeypatch.setattr(demo, "_draw", lambda: (drawing.set(), go_on.wait(30), draw()))
+    threads = Thread(target=demo.reset), Thread(target=demo._from_browser(demo.choose), args=(number,))
+    threads[0].start()
+    assert drawing.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # it would end at once if it did not wait for its turn
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert demo.choice.instance == number
 
 
 def test_a_click_on_the_picture_chooses(demo):

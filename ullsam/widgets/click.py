@@ -7,6 +7,7 @@ Python, and sends the browser what has changed: the picture as JPEG, masks as co
 from __future__ import annotations
 
 import re
+import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -84,6 +85,7 @@ class ClickToSegment(anywidget.AnyWidget):
         self.session = ClickSession(models, image, vlk, project, stack)
         beside = isinstance(image, (str, Path))
         self.export_folder = Path(export_folder or (f"{Path(image).with_suffix('')}_export" if beside else "ullsam_export"))
+        self._turn = threading.RLock()  # JupyterLab hands its gestures to another thread than cells run in
         self._sent: dict = {}  # what the layers in the browser were made of
         super().__init__(status="Click on an object.")
         self.on_msg(self._receive)
@@ -204,14 +206,15 @@ class ClickToSegment(anywidget.AnyWidget):
 
     def _do(self, gesture: str, **values):
         """Runs a gesture and shows the outcome; an error becomes the status too, and leaves the state as it was."""
-        try:
-            self.busy = SLOW.get(gesture, "" if self.session.encoded else ENCODING)
-            result = getattr(self.session, gesture)(**values)
-            self._show(self._summary(gesture, result))
-        except Exception as error:
-            self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", failed=True)
-            raise
-        return result
+        with self._turn:
+            try:
+                self.busy = SLOW.get(gesture, "" if self.session.encoded else ENCODING)
+                result = getattr(self.session, gesture)(**values)
+                self._show(self._summary(gesture, result))
+            except Exception as error:
+                self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", failed=True)
+                raise
+            return result
 
     def _receive(self, _widget, content: dict, _buffers) -> None:
         """A gesture from the browser; wrong input has been shown in the status and goes no further."""

@@ -12,6 +12,7 @@ import html
 import importlib
 import io
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,13 +43,14 @@ def gesture(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def run(self, *args, **kwargs):
-        try:
-            result = method(self, *args, **kwargs)
-        except Exception as error:
-            self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-            raise
-        self._show(self.summary())
-        return result
+        with self._turn:
+            try:
+                result = method(self, *args, **kwargs)
+            except Exception as error:
+                self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+                raise
+            self._show(self.summary())
+            return result
 
     return run
 
@@ -60,6 +62,7 @@ class Live:
     """
 
     def __init__(self):
+        self._turn = threading.RLock()  # JupyterLab may hand each control's messages to a thread of its own
         self.status = self.summary()  # what happened last, or what went wrong
         self._view: ipywidgets.Widget | None = None
         self._line: ipywidgets.HTML | None = None  # shows the status in the view
@@ -89,26 +92,28 @@ class Live:
         raise NotImplementedError
 
     def _show(self, status: str) -> None:
-        self.status = status
-        if self._view is None:
-            return
-        nested, self._drawing = self._drawing, True  # what the redraw itself sets is no gesture
-        try:
-            self._line.value = f"<div style='line-height:1.4'>{html.escape(status)}</div>"
-            self._draw()
-        finally:
-            self._drawing = nested
+        with self._turn:
+            self.status = status
+            if self._view is None:
+                return
+            nested, self._drawing = self._drawing, True  # what the redraw itself sets is no gesture
+            try:
+                self._line.value = f"<div style='line-height:1.4'>{html.escape(status)}</div>"
+                self._draw()
+            finally:
+                self._drawing = nested
 
     def _from_browser(self, act: Callable) -> Callable:
         """`act` as a callback: not run by a redraw, and wrong input, shown already, goes no further."""
 
         def run(*args):
-            if self._drawing:
-                return
-            try:
-                act(*args)
-            except InputError:
-                return
+            with self._turn:
+                if self._drawing:
+                    return
+                try:
+                    act(*args)
+                except InputError:
+                    return
 
         return run
 

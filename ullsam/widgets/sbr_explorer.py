@@ -212,8 +212,9 @@ class SbrExplorer(Live):
                                       self.set_exclude),
             "zoom": self._on_value(ipywidgets.Checkbox(description="zoom to the object", indent=False), self.set_zoom),
         }  # fmt: skip
-        note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>Distances as in the paper: pixels of an image of "
-                               f"{side} x {side}. Green circle: point inside; red cross: point outside.</div>")  # fmt: skip
+        words = (f"Distances as in the paper: pixels of an image of {side} x {side}. Green circle: point inside; red cross: "
+                 "point outside.")  # fmt: skip
+        note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>{words}</div>")
         column = ipywidgets.VBox([*self._controls.values(), note, self._button("Paper's settings", self.reset)],
                                  layout={"width": "290px"})  # fmt: skip
         pictures = ipywidgets.HBox([beside(self._picture, 180, SIDE), beside(self._regions, 300)], layout=WRAP)
