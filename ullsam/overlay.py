@@ -68,8 +68,8 @@ def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.nd
     colours = instance_colours(labels)
     if not colours:
         return out
-    ids, index = np.unique(labels, return_inverse=True)
-    paint = np.array([colours.get(int(i), (0, 0, 0)) for i in ids])[index.reshape(labels.shape)]  # (H, W, 3)
+    ids = np.array(sorted({0, *colours}))
+    paint = np.array([colours.get(int(i), (0, 0, 0)) for i in ids])[np.searchsorted(ids, labels)]  # (H, W, 3)
     inside, edge = labels != 0, _borders(labels) & (labels != 0)
     out[inside] = np.round((1 - alpha) * out[inside] + alpha * paint[inside])
     out[edge] = paint[edge]

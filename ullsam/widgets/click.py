@@ -237,7 +237,7 @@ class ClickToSegment(anywidget.AnyWidget):
         with self.hold_sync():
             self.size, self.description, self.busy = [width, height], session.description, ""
             if self._is_new("picture", None, (session.page, session.channel, session.contrast)):
-                self.image_jpeg = _jpeg(session.display_image())
+                self.image_jpeg = jpeg(session.display_image())
             if self._is_new("mask", session.mask):
                 self.mask_bits = b"" if session.mask is None else _layer(session.mask.view(np.uint8), PICTURE, np.packbits)
             if self._is_new("saved", saved, [i.number for i in session.instances]):
@@ -288,7 +288,8 @@ def _shrunk(pixels: np.ndarray, longest: int, how: int = cv2.INTER_NEAREST) -> n
     return pixels if scale == 1 else cv2.resize(pixels, size, interpolation=how)
 
 
-def _jpeg(rgb: np.ndarray) -> bytes:
+def jpeg(rgb: np.ndarray) -> bytes:
+    """A picture for the screen, uint8 RGB (H, W, 3), as the bytes of a JPEG file, shrunk if it is large."""
     shown = _shrunk(rgb, PICTURE, cv2.INTER_AREA)
     return cv2.imencode(".jpg", shown[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
