@@ -78,7 +78,7 @@ def test_what_is_not_downloaded_yet_is_known(app):
     assert app.files.ready and app.files.unsaved
     app.files._handle_custom_msg({"kind": "results"}, [])
     assert app.files.ready and not app.files.unsaved
-    app.click.delete(7)
+    app.click.delete(1)
     assert not app.files.ready
     with pytest.raises(InputError, match="nothing to download"):
         app.results()
