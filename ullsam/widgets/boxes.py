@@ -12,7 +12,7 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.overlay import PALETTE, instance_colours, outline, overlay
 from ullsam.plots import panel_grid, show_masks
-from ullsam.widgets.live import WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled
+from ullsam.widgets.live import NATURAL, WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled
 
 SIDE = 520  # longer side of the image in the browser, pixels
 MARGIN = 12  # pixels that jupyter-bbox-widget leaves around it
@@ -244,7 +244,7 @@ class BoxToSegment(Live):
         self._knowledge.disabled = self.predictor.model.vlsa is None
         new = ipywidgets.Text(placeholder="another class", layout={"width": "150px"})
         add = self._button("Add class", lambda: self.add_class(new.value))
-        self._result = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._result = ipywidgets.Image(format="png", layout=NATURAL)
         row = ipywidgets.HBox([self._knowledge, new, add, self._button("Clear", self.clear)], layout=WRAP)
         pictures = ipywidgets.HBox([beside(self._canvas, NARROW, SIDE + MARGIN), beside(self._result, NARROW)], layout=WRAP)
         return ipywidgets.VBox([row, pictures, self._line])

@@ -22,7 +22,18 @@ from ullsam.metrics import dice
 from ullsam.overlay import PALETTE
 from ullsam.plots import panel_grid, show_feature_maps, show_masks, similarity_map
 from ullsam.vlsa import to_grid
-from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, own_predictor, png_bytes, scaled
+from ullsam.widgets.live import (
+    NATURAL,
+    WRAP,
+    Live,
+    PointerImage,
+    bare_axes,
+    beside,
+    gesture,
+    own_predictor,
+    png_bytes,
+    scaled,
+)
 
 SIDE = 480  # longer side of the pictures in the browser, pixels
 NARROW = 260  # a picture is not made narrower to fit beside the other one
@@ -246,7 +257,7 @@ class VlsaInspector(Live):
     def _build_view(self) -> ipywidgets.Widget:
         self._pointer = PointerImage(self._pointed, self.predictor.size, "image; point at a patch", self.layer.cell
                                      / self.square.scale)  # fmt: skip
-        self._result, self._legend = ipywidgets.Image(format="png", layout={"max_width": "100%"}), ipywidgets.HTML()
+        self._result, self._legend = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
         self._modes = self._on_value(ipywidgets.ToggleButtons(options=MODES, style={"button_width": "180px"}), self.set_mode)
         self._stages = self._on_value(ipywidgets.Dropdown(options=[*self.layers], description="vectors of"), self.set_stage)
         self._locals = self._on_value(ipywidgets.Checkbox(description="without what all patches share", indent=False),

@@ -29,6 +29,7 @@ from ullsam.data.io import png, to_rgb8
 from ullsam.errors import InputError
 from ullsam.predictor import Predictor
 
+NATURAL = {"max_width": "100%", "align_self": "flex-start"}  # a picture in its own size, or smaller
 WRAP = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")  # side by side, or below on a narrow screen
 
 

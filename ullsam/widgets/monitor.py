@@ -14,7 +14,7 @@ from ullsam.data.corpus import Sample
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.plots import panel_grid, show_masks
-from ullsam.widgets.live import WRAP, Live, gesture, png_bytes
+from ullsam.widgets.live import NATURAL, WRAP, Live, gesture, png_bytes
 from ullsam.widgets.runs import Example, ExampleImage, RunFolder, read_checkpoint, stamp
 
 CURVE_DPI = 100
@@ -174,7 +174,7 @@ class TrainingMonitor(Live):
             self._show(self.status)
 
     def _build_view(self) -> ipywidgets.Widget:
-        image = {"format": "png", "layout": {"max_width": "100%", "align_self": "flex-start"}}
+        image = {"format": "png", "layout": NATURAL}
         self._curves, self._masks = ipywidgets.Image(**image), ipywidgets.Image(**image)
         self._keys = self._on_value(ipywidgets.SelectMultiple(description="curves", rows=4), self.choose)
         self._smooth = self._on_value(ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False),

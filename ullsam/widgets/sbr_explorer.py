@@ -13,7 +13,7 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.plots import show_masks, show_sbr
 from ullsam.sbr import SbrConfig, instance_ids, sample_points, sbr_regions
-from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes
+from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes
 
 SIDE = 300  # longer side of the image in the browser, pixels
 PICTURE_DPI = 85  # of the regions' picture
@@ -196,7 +196,7 @@ class SbrExplorer(Live):
         side = self.choice.config.reference_side
         self._picture = PointerImage(lambda kind, x, y, _: kind == "click" and self._from_browser(self.click)(x, y),
                                      self.labels.shape, "image with the chosen object; click to choose")  # fmt: skip
-        self._regions = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._regions = ipywidgets.Image(format="png", layout=NATURAL)
         self._table = ipywidgets.HTML()
         self._controls = {
             "object": self._on_value(ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object",
