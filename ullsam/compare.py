@@ -24,7 +24,7 @@ from ullsam.train import fit
 from ullsam.vlsa import vlsa_names
 
 # small enough for a laptop; `view` leaves room for crops at all places of the 512 px canvas of "tiny"
-TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, warmup=10, view=256)
+TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, slow=0.5, warmup=10, view=256, coarse_weight=0.5)
 FAST = replace(TRAIN, steps=4, batch_size=2, warmup=1, view=0)
 UNSEEN = 2**31  # seeds of synthetic images from here on are never drawn by a Mixture
 

@@ -129,6 +129,9 @@ def fast() -> bool:
     return os.environ.get("ULLSAM_FAST", "") not in ("", "0")
 
 
+RECOMPUTE = ("no", "cheap", "all")  # what TrainConfig.recompute may be
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training stage; the defaults are shared by all stages, `STAGES` in train.py holds what differs."""

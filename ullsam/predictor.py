@@ -21,7 +21,7 @@ from ullsam.model import ULLSAM
 from ullsam.sam import ImageFeatures, Prompts
 
 CHUNK = 8  # objects decoded at a time: more take more memory and no less time
-WIDE = 0.5  # share of a small view's side from which an object is drawn from that view
+WIDE = 0.2  # share of a small view's side from which an object is drawn from that view
 
 
 @dataclass(frozen=True)

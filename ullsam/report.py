@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ullsam.errors import InputError
+from ullsam.report_paper import paper_tables
 from ullsam.reproduce_report import difference, interval
 from ullsam.words import mean_of_known
 
@@ -41,6 +42,8 @@ def tables(results: str | Path) -> str:
         arms = {arm: result for arm, result in arms.items() if result}
         if arms:
             parts.append(_scores(title, arms))
+        click = read_result(folder / f"tiny_click_{suffix}.json")
+        parts += [_one_click(click)] if click else []
     words = {shown: read_result(folder / f"tiny_words{end}.json") for shown, end in WORDS.items()}
     parts += [_words({shown: result for shown, result in words.items() if result})] if words["own image"] else []
     questions, clicks = read_result(folder / "microvqa_tiny.json"), read_result(folder / "click_latency.json")
@@ -48,6 +51,8 @@ def tables(results: str | Path) -> str:
     parts += [_clicks(clicks)] if clicks else []
     users = read_result(folder / "app_users.json")
     parts += [_users(users)] if users else []
+    paper = read_result(folder / "bench_paper.json")
+    parts += [paper_tables(paper)] if paper else []
     return "\n".join(parts)
 
 
@@ -72,6 +77,12 @@ def _scores(title: str, arms: dict[str, dict]) -> str:
     compared = f"Dice, {'; '.join(gaps)}. " if gaps else ""
     conditions = f"Intervals hold 95 % of draws of images; {points} per object (SBR), seed {first['results'][0]['seed']}"
     return "\n".join([*lines, f"\n{compared}{conditions}; {_command(first)}.\n"])
+
+
+def _one_click(result: dict) -> str:
+    """The mean scores where each object was clicked once."""
+    return (f"With **one click** inside and none outside, the same images: {ARMS['tiny']} {_pair(result['mean'])} "
+            f"(95 % interval of Dice {_interval(result)}); {_command(result)}.\n")  # fmt: skip
 
 
 def _sets(result: dict) -> dict[str, np.ndarray]:

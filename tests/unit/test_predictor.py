@@ -163,7 +163,7 @@ def at_two_scales(monkeypatch):
 
 def test_a_wide_object_is_drawn_from_the_small_view(at_two_scales):
     predictor, seen = at_two_scales
-    points = np.array([[[100.0, 5]], [[20.0, 5]], [[120.0, 5]]])  # 78, 16 and 94 % of the image
+    points = np.array([[[100.0, 5]], [[5.0, 5]], [[120.0, 5]]])  # 78, 4 and 94 % of the image
     found = predictor.predict(points, np.ones((3, 1)))
     assert seen == [(8, 3), (16, 1)]  # the second object is not wide enough for the small view
     assert found.masks.shape == (3, 128, 128) and found.logits.shape == (3, 16, 16)

@@ -39,6 +39,13 @@ def test_tables_hold_the_numbers_of_the_files(results):
     assert "uSAM-tiny" in text and "without VLK" not in text and "Out of domain" not in text
 
 
+def test_one_click_is_told_below_its_table(results):
+    (results / "tiny_click_test.json").write_text(json.dumps(result(0.71234, 0.8)))
+    text = tables(results)
+    assert "uLLSAM-tiny 0.712 / 0.800 (95 % interval of Dice 0.662 to 0.762)" in text
+    assert text.index("mean of the datasets") < text.index("one click") < text.index("Descriptions")
+
+
 def test_words_stand_beside_those_of_another_image_and_of_none(results):
     rows = json.loads((results / "tiny_words.json").read_text())["results"]
     for end, share in (("shuffled", 0.25), ("text_only", 0.125)):
