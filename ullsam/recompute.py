@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from ullsam.config import RECOMPUTE
 from ullsam.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ def recompute(layers: Iterable[nn.Module], keep_products: bool = True) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **keep)
 
 
-KINDS = ("no", "cheap", "all")
-
-
 @contextmanager
 def less_memory(model: ULLSAM, kind: str) -> Iterator[None]:
     """Trains inside with less memory: of each layer of the encoder and the language model little is kept.
@@ -49,8 +47,8 @@ def less_memory(model: ULLSAM, kind: str) -> Iterator[None]:
         kind: "no" keeps everything; "cheap" keeps matrix products and computes again what costs little time; "all" keeps
             nothing but the layers' inputs, which costs one more forward pass.
     """
-    if kind not in KINDS:
-        raise InputError(f"recompute is {kind!r}; give one of {', '.join(KINDS)}.")
+    if kind not in RECOMPUTE:
+        raise InputError(f"recompute is {kind!r}; give one of {', '.join(RECOMPUTE)}.")
     layers = [*model.sam.image_encoder.blocks, *([] if model.llm is None else model.llm.lm.model.layers)]
     layers = [] if kind == "no" else layers
     recompute(layers, keep_products=kind == "cheap")

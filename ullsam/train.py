@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ullsam.checkpoints.files import whole
 from ullsam.config import TrainConfig
 from ullsam.data.views import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError
@@ -277,9 +277,7 @@ class _Run:
     def _after_step(self, losses: dict[str, Tensor], bar, on_log) -> None:
         c, last = self.config, self.step == self.config.steps
         if not torch.isfinite(losses["loss"]):
-            raise InputError(
-                f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on."
-            )
+            raise InputError(f"The loss is not finite at step {self.step}; lower the learning rate ({c.lr}) and go on.")
         if self.step % c.log_every == 0 or last:
             losses = self.accelerator.reduce({k: v.detach() for k, v in losses.items()}, "mean")
             values = {k: round(v.item(), 5) for k, v in losses.items()}
@@ -305,8 +303,8 @@ class _Run:
             "optimizer": self._whole_optimizer(),
         }  # fmt: skip
         if self.accelerator.is_main_process:
-            torch.save(state, self.folder / "checkpoint.pt.part")
-            os.replace(self.folder / "checkpoint.pt.part", self.folder / "checkpoint.pt")
+            with whole(self.folder / "checkpoint.pt") as part:
+                torch.save(state, part)
 
     def _whole_optimizer(self) -> dict:
         state = self.optimizer.state_dict()
@@ -317,13 +315,10 @@ class _Run:
         path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
         stored = asdict(TrainConfig()) | state["config"]  # a setting that did not exist then
-        if stored != asdict(self.config):
-            changed = [k for k, v in asdict(self.config).items() if stored[k] != v]
-            raise InputError(
-                f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it."
-            )
-        count = state.get("processes", 1)
-        if count != self.accelerator.num_processes:
+        changed = [k for k, v in asdict(self.config).items() if stored[k] != v]
+        if changed:
+            raise InputError(f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it.")
+        if (count := state.get("processes", 1)) != self.accelerator.num_processes:
             raise InputError(f"{path} belongs to a run of {count} processes; start as many, or use another folder.")
         with torch.no_grad():
             for name, parameter in self.named:

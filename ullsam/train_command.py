@@ -23,6 +23,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ullsam.config import RECOMPUTE
 from ullsam.errors import InputError
 
 # option -> field of TrainConfig
@@ -51,6 +52,8 @@ def add_command(commands) -> None:
     add.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                      help="of a language model that stays as it is, as in stages 1 and 3 or with --lora (default: float32)")
     add.add_argument("--precision", choices=("no", "bf16"), help="no: float32, bf16: bfloat16 autocast")
+    add.add_argument("--recompute", choices=RECOMPUTE, help="saves memory: computes again what is cheap, or all, for the "
+                     "backward pass (default: the preset's; paper: cheap)")  # fmt: skip
     for name, meaning in SETTINGS.items():
         kind = float if name == "lr" else int
         add.add_argument("--" + name.replace("_", "-"), type=kind, help=f"{meaning} (default: the preset's)")
@@ -99,7 +102,7 @@ def training(args: argparse.Namespace):
 
     stage = TrainConfig(stage=args.stage)
     base = PAPER_TRAINING.get(args.stage, stage) if args.preset == "paper" else stage
-    given = {name: getattr(args, name) for name in (*SETTINGS, "precision") if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in (*SETTINGS, "precision", "recompute") if getattr(args, name) is not None}
     low = [name for name, value in given.items() if name in ("steps", "batch_size", "accumulate") and value < 1]
     if low:
         raise InputError(f"--{low[0].replace('_', '-')} is {given[low[0]]}; give 1 or more.")

@@ -130,10 +130,15 @@ def _attention_backward(grad, q, k, v, *args, out_shape=None, **kwargs) -> int:
     return 5 * _attention(q, k, v) // 2  # five products of that size instead of two
 
 
+def _added_product(total, a, b, *args, out_shape=None, **kwargs) -> int:
+    return 2 * a[0] * a[1] * a[2] * b[2]  # (B, n, k) times (B, k, m)
+
+
 @contextmanager
 def counting(counts: dict):
     """Adds what runs inside to counts["flops"]: matrix products and convolutions, two for a multiplication and addition."""
     formulas = {
+        aten.baddbmm_: _added_product,
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }

@@ -34,20 +34,17 @@ def random_model(sam: SamConfig, sizes: dict) -> ULLSAM:
     return ULLSAM(ModelConfig(sam=sam, llm=language.config), build_sam(sam), language)
 
 
-def dry_run(model: ULLSAM, folder: Path) -> dict[int, list[dict]]:
-    """The log of two steps of each stage; one image per step, since more need time and not memory."""
+def dry_run(model: ULLSAM, stage: int, folder: Path) -> list[dict]:
+    """The log of two steps of a stage; one image per step, since more need time and not memory."""
     mixture = Mixture([], ["fluorescence_nuclei"], 1.0, synthetic_size=model.config.sam.image_size)
-    logs = {}
-    for stage, config in PAPER_TRAINING.items():
-        config = replace(config, steps=2, warmup=1, batch_size=1, accumulate=1, log_every=1)
-        logs[stage] = fit(model, config, mixture, folder / str(stage), progress=False)
-    return logs
+    config = replace(PAPER_TRAINING[stage], steps=2, warmup=1, batch_size=1, accumulate=1, log_every=1)
+    return fit(model, config, mixture, folder / str(stage), progress=False)
 
 
 def test_two_steps_of_each_stage_at_a_small_size(tmp_path):
     model = random_model(preset("debug").sam, SMALL)
     before = {name: x.clone() for name, x in model.llm.state_dict().items() if "lora_" not in name}
-    logs = dry_run(model, tmp_path)
+    logs = {stage: dry_run(model, stage, tmp_path) for stage in PAPER_TRAINING}
     assert {stage: [line["step"] for line in lines] for stage, lines in logs.items()} == {i: [1, 2] for i in (1, 2, 3)}
     model.llm.merge_lora(False)
     changes = [(x - before[name]).abs().max() for name, x in model.llm.state_dict().items() if name in before]
@@ -67,5 +64,8 @@ def test_two_steps_of_each_stage_at_full_size(tmp_path):
 if __name__ == "__main__":
     import resource
 
-    print(dry_run(random_model(preset("paper").sam, FULL), Path(sys.argv[1])))
-    print("peak memory in GB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    whole = random_model(preset("paper").sam, FULL)
+    for number in PAPER_TRAINING:
+        seconds = dry_run(whole, number, Path(sys.argv[1]))[-1]["seconds"]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"stage {number}: two steps in {seconds:.0f} s, peak memory so far in GB: {peak:.2f}", flush=True)

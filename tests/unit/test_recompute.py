@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ullsam import ULLSAM, InputError, Mixture, TrainConfig, fit
-from ullsam.config import PAPER_TRAINING
-from ullsam.recompute import KINDS, less_memory, recompute
+from ullsam.config import PAPER_TRAINING, RECOMPUTE
+from ullsam.recompute import less_memory, recompute
 
 
 def run(model, tokens):
@@ -51,7 +51,7 @@ def test_encoder_weights_get_the_same_gradients(keep_products):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_training_takes_the_same_steps(stage, tmp_path):
     weights = []
-    for kind in KINDS:
+    for kind in RECOMPUTE:
         model = ULLSAM.from_preset("debug")
         config = TrainConfig(stage=stage, steps=2, batch_size=2, warmup=1, recompute=kind)
         fit(model, config, Mixture([], ["fluorescence_nuclei"], 1.0), tmp_path / kind, progress=False)
@@ -65,7 +65,7 @@ def test_the_paper_s_training_asks_for_it_and_nothing_else_is_touched():
     assert all(config.recompute == "cheap" for config in PAPER_TRAINING.values()) and TrainConfig().recompute == "no"
     model = ULLSAM.from_preset("debug")
     inside = {}
-    for kind in KINDS:
+    for kind in RECOMPUTE:
         with less_memory(model, kind):
             inside[kind] = sum("forward" in vars(module) for module in model.modules())
     assert inside == {"no": 0, "cheap": 2 + 2, "all": 2 + 2}  # blocks and layers

@@ -271,3 +271,21 @@ def test_first_sentences():
     text = "Nuclei in a 2.5 um section. There are five. They touch."
     assert first_sentences(text, 0) == first_sentences(text, 3) == first_sentences(text, 9) == text
     assert first_sentences(text, 1) == "Nuclei in a 2.5 um section." and first_sentences(text, 2).endswith("There are five.")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path, monkeypatch):
+    config = replace(SMALL, steps=4)
+    saved, save = [], torch.save
+
+    def fills_up(state, path):
+        save(state, path)
+        saved.append(state["step"])
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ullsam.train.torch.save", fills_up)
+    with pytest.raises(InputError, match="checkpoint.pt could not be written .*No space left.*is the disk full"):
+        fit(ULLSAM.from_preset("debug"), config, mixture(), tmp_path, progress=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl"}
+    logs = fit(ULLSAM.from_preset("debug"), config, mixture(), tmp_path, progress=False)
+    assert saved == [2, 4, 4] and logs[-1]["step"] == 4

@@ -24,14 +24,14 @@ STYLES = ["fluorescence_nuclei", "em_mitochondria"]
 BASE = TrainConfig(steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_share=0.5,
                    prompts=((1, 3), (1, 0)))  # fmt: skip
 RUNS = {
-    "dense": replace(BASE, stage=0), "align": replace(BASE, stage=1), "full": replace(BASE, stage=2),
+    "dense": replace(BASE, stage=0), "align": replace(BASE, stage=1), "full": replace(BASE, stage=2, recompute="cheap"),
     "lora": replace(BASE, stage=2), "masks": replace(BASE, stage=3, caption_weight=0.1, dense_weight=0.5, accumulate=2),
 }  # fmt: skip
 
 
-def train_all(folder, accumulate=1):
-    """Every kind of training, for a few steps on the debug preset."""
-    for name, config in RUNS.items():
+def train_all(folder, names, accumulate=1):
+    """These kinds of training, for a few steps on the debug preset."""
+    for name, config in [(name, RUNS[name]) for name in names]:
         llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if name == "lora" else {}
         config = replace(config, accumulate=config.accumulate * accumulate)
         mixture = Mixture([], STYLES, 1.0, synthetic_size=64)
@@ -82,12 +82,12 @@ def test_each_process_sees_other_data():
     assert [index for step in zip(*seen, strict=True) for index in step] == alone
 
 
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns_from_the_double_batch(tmp_path):
-    finish(launch(2, __file__, str(tmp_path / "two")))
-    train_all(tmp_path / "one", accumulate=2)
-    train_all(tmp_path / "half")
-    for name in RUNS:
+@pytest.mark.parametrize("names", [["masks"], pytest.param(sorted(RUNS.keys() - {"masks"}), marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_from_the_double_batch(names, tmp_path):
+    finish(launch(2, __file__, str(tmp_path / "two"), *names))
+    train_all(tmp_path / "one", names, accumulate=2)
+    train_all(tmp_path / "half", names)
+    for name in names:
         one, two, half = (load_file(tmp_path / x / name / "model.safetensors") for x in ("one", "two", "half"))
         llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if name == "lora" else {}
         start = ULLSAM.from_preset("debug", **llm).state_dict()
@@ -99,7 +99,7 @@ def test_two_processes_learn_what_one_learns_from_the_double_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "options"), [(3, []), (2, ["--lora", "2"])])
+@pytest.mark.parametrize(("stage", "options"), [(3, ["--recompute", "cheap"]), (2, ["--lora", "2"])])
 def test_divided_weights_are_written_as_by_one_process(stage, options, tmp_path):
     common = ["--preset", "debug", "--stage", str(stage), "--synthetic", "--batch-size", "1", "--warmup", "1", *options,
               "--steps", "4", "--save-every", "2", "--log-every", "1"]  # fmt: skip
@@ -114,7 +114,7 @@ def test_divided_weights_are_written_as_by_one_process(stage, options, tmp_path)
     assert done.returncode == 0, done.stderr
     assert main(["train", *common, "--accumulate", "2", "--out", str(tmp_path / "one")]) == 0
     one, two = (load_file(tmp_path / x / folder.name / "model.safetensors") for x in ("one", "two"))
-    llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if options else {}
+    llm = {"llm": LlmConfig(name="debug", lora_rank=2)} if "--lora" in options else {}
     assert distance(one, two, ULLSAM.from_preset("debug", **llm).state_dict()) < 1e-2
     one, two = (torch.load(tmp_path / x / folder.name / "checkpoint.pt", weights_only=True) for x in ("one", "two"))
     assert [(k, x.shape) for k, x in one["model"].items()] == [(k, x.shape) for k, x in two["model"].items()]
@@ -205,4 +205,4 @@ def test_wrong_input_is_one_sentence(words, sentence, tmp_path, capsys):
 if __name__ == "__main__":
     from pathlib import Path
 
-    train_all(Path(sys.argv[1]))
+    train_all(Path(sys.argv[1]), sys.argv[2:])
