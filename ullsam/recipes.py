@@ -30,7 +30,7 @@ DENSE = replace(SEGMENT, stage=0, batch_size=8, lr=2e-3, prompts=(), box_share=0
 KINDS = replace(SEGMENT, prompts=MORE_PROMPTS, far_share=0.2, word_weight=0.2, sentences=1)
 WIDE = replace(KINDS, lr=3e-4, batch_size=2, view=384, instances=12, seed=1, sentences=0)
 LAST = replace(WIDE, steps=200, warmup=30, seed=5)
-AGREE = replace(LAST, steps=150, seed=8, slow=0.5, coarse_weight=0.5, spread_weight=0.1)
+AGREE = replace(LAST, steps=100, seed=8, slow=0.5, coarse_weight=0.5, spread_weight=0.1)
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30, prompts=(), box_share=0.0)
 ALIVE = replace(KINDS, lr=8e-4, slow=0.5, coarse_weight=0.5, spread_weight=0.1)
 # transformers that had become the same everywhere, and what had adapted to that
@@ -70,7 +70,7 @@ RECIPES = {
     "speaker": Recipe(TINY, replace(LAST, caption_weight=0.2), "counts", None, 0.35, SHAPES),
     "steady": Recipe(USAM_TINY, LAST, "local", None, 0.35, SHAPES),
     "alive": Recipe(USAM_TINY, replace(ALIVE, steps=1600, seed=7), "steady", None, 0.35, SHAPES, fresh=DEAD),
-    "relearn": Recipe(TINY, replace(CAPTION, steps=80, sentences=1, seed=2), start="alive", language="speaker"),
+    "relearn": Recipe(TINY, replace(CAPTION, steps=60, sentences=1, seed=2), start="alive", language="speaker"),
     "ullsam-tiny": Recipe(TINY, replace(AGREE, caption_weight=0.2), "relearn", None, 0.35, SHAPES),
     "usam-tiny": Recipe(USAM_TINY, AGREE, "alive", None, 0.35, SHAPES),
 }

@@ -33,8 +33,8 @@ from ullsam.reproduce_tables import ARMS, DOMAINS, TABLES, Arm, Row, Table
 from ullsam.sbr import instance_ids
 from ullsam.train import fit
 
-SEGMENT = TrainConfig(stage=3, batch_size=4, lr=3e-4, slow=0.5, view=256, instances=8, precision="bf16", warmup=20, log_every=5,
-                      coarse_weight=0.5)  # fmt: skip
+SEGMENT = TrainConfig(stage=3, batch_size=4, lr=3e-4, slow=0.5, view=256, instances=8, coarse_weight=0.5, precision="bf16",
+                      warmup=20, log_every=5)  # fmt: skip
 CAPTION = replace(SEGMENT, stage=1, prompts=())
 
 
