@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from ullsam.config import ModelConfig
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError, reason
 from ullsam.model import SHIPPED, ULLSAM, load
-from ullsam.predictor import Predictor
-from ullsam.sam import Prompts, encode_image
+from ullsam.predictor import Predictor, prompts_on
+from ullsam.sam import encode_image
 
 # model_type in config.json -> transformers' classes; SAM 2's folders hold the video model, whose image part we use
 CLASSES = {
@@ -66,16 +67,23 @@ class Baseline(nn.Module):
         self.llm_or_raise()
 
 
+class Encoded(NamedTuple):
+    """An image as a baseline sees it."""
+
+    square: Stretch  # how it lies in the model's input
+    features: object  # what the model's decoder takes
+
+
 class BaselinePredictor(Predictor):
     """`Predictor` for a `Baseline`; points and boxes are checked and cut into chunks as for our own models."""
 
     def knowledge(self) -> None:
         """None: only uLLSAM has knowledge."""
 
-    def _prompts(self, points, labels, box, mask) -> Prompts:
+    def _given(self, points, labels, box, mask) -> dict[str, np.ndarray]:
         if mask is not None:
             raise InputError(f"Model {self.model.config.name} is compared on points and boxes; give no mask.")
-        return super()._prompts(points, labels, box, None)
+        return super()._given(points, labels, box, None)
 
 
 class HubPredictor(BaselinePredictor):
@@ -94,22 +102,24 @@ class HubPredictor(BaselinePredictor):
         inner = batch["reshaped_input_sizes"][0].tolist() if "reshaped_input_sizes" in batch else pixels.shape[-2:]
         features = self.model.net.get_image_embeddings(pixels)
         names = ("image_embeddings", "intermediate_embeddings")  # SAM-HQ's decoder looks at early layers, too
-        self._features = dict(zip(names, features if isinstance(features, tuple) else (features,), strict=False))
-        self._square = Stretch(*rgb.shape[:2], tuple(inner))
+        features = dict(zip(names, features if isinstance(features, tuple) else (features,), strict=False))
+        self._views = (Encoded(Stretch(*rgb.shape[:2], tuple(inner)), features),)
 
-    def _decode(self, prompts: Prompts, knowledge: None, kinds: slice):
-        given = {"input_points": prompts.points, "input_labels": prompts.labels, "input_boxes": prompts.boxes}
-        given = {k: x.long() if k == "input_labels" else x for k, x in given.items() if x is not None}
-        out = self.model.net(**self._features, **given, multimask_output=kinds.start > 0)
+    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
+        (view,) = views
+        prompts = prompts_on(view.square, given, self.model.device)
+        named = {"input_points": prompts.points, "input_labels": prompts.labels, "input_boxes": prompts.boxes}
+        named = {k: x.long() if k == "input_labels" else x for k, x in named.items() if x is not None}
+        out = self.model.net(**view.features, **named, multimask_output=kinds.start > 0)
         logits, scores = out.pred_masks[0], out.iou_scores[0]  # (1, I, K, h, w) -> (I, K, h, w)
-        return self._masks(logits).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
+        return self._masks(logits, view.square).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
 
-    def _masks(self, logits: Tensor) -> Tensor:
+    def _masks(self, logits: Tensor, square: Stretch) -> Tensor:
         """(I, K, h, w) logits -> bool (I, K, H, W)."""
-        sizes = [[self._square.height, self._square.width]]
+        sizes = [[square.height, square.width]]
         if "Sam2" in type(self.processor).__name__:
             return self.processor.post_process_masks([logits], sizes)[0]
-        return self.processor.post_process_masks([logits], sizes, [list(self._square.inner)])[0]
+        return self.processor.post_process_masks([logits], sizes, [list(square.inner)])[0]
 
 
 class MedSamPredictor(BaselinePredictor):
@@ -132,13 +142,14 @@ class MedSamPredictor(BaselinePredictor):
         low, high = int(squashed.min()), int(squashed.max())
         pixels = torch.from_numpy((squashed - np.float32(low)) / max(high - low, 1e-8)).to(self.model.device)
         pixels = pixels.float().permute(2, 0, 1)[None]  # (S, S, 3) -> (1, 3, S, S)
-        self._features = encode_image(self.model.net.sam.image_encoder, pixels)
-        self._square = Stretch(*rgb.shape[:2], (size, size))
+        features = encode_image(self.model.net.sam.image_encoder, pixels)
+        self._views = (Encoded(Stretch(*rgb.shape[:2], (size, size)), features),)
 
-    def _decode(self, prompts: Prompts, knowledge: None, kinds: slice):
-        logits, scores = self.model.net.segment(self._features, prompts)
+    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
+        (view,) = views
+        logits, scores = self.model.net.segment(view.features, prompts_on(view.square, given, self.model.device))
         logits, scores = logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, h, w) -> (I, K, h, w)
-        shares = F.interpolate(logits.sigmoid(), (self._square.height, self._square.width), mode="bilinear")
+        shares = F.interpolate(logits.sigmoid(), (view.square.height, view.square.width), mode="bilinear")
         return (shares > 0.5).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
 
 

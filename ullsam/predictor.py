@@ -54,11 +54,16 @@ class View:
 
     def segment(self, given: dict[str, np.ndarray], use_vlk: bool, kinds: slice) -> tuple[Tensor, Tensor]:
         """Logits (I, kinds, 4h, 4w) and scores (I, kinds) for prompts of I objects in image pixels."""
-        moved = {"points": self.square.points_in, "boxes": self.square.boxes_in}
-        prompts = Prompts(**{k: torch.as_tensor(moved[k](v) if k in moved else v, dtype=torch.float32,
-                                                device=self.model.device)[None] for k, v in given.items()})  # fmt: skip
+        prompts = prompts_on(self.square, given, self.model.device)
         logits, scores = self.model.segment(self.features, prompts, self.knowledge if use_vlk else None)
         return logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, ...) -> (I, kinds, ...)
+
+
+def prompts_on(square: Square, given: dict[str, np.ndarray], device: torch.device) -> Prompts:
+    """Prompts of I objects in image pixels -> those of one image in pixels of the square."""
+    moved = {"points": square.points_in, "boxes": square.boxes_in}
+    values = {k: moved[k](v) if k in moved else v for k, v in given.items()}
+    return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in values.items()})
 
 
 def widths(logits: Tensor) -> np.ndarray:

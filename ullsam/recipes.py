@@ -89,9 +89,10 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
         raise InputError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
     recipe, folder = RECIPES[name], Path(folder)
     model = ULLSAM.from_config(recipe.model, recipe.train.seed)
-    for source in (recipe.language, recipe.start):  # what both have, SAM, comes from `start`
-        if source:
-            load_parts(model, folder / source, recipe.fresh)
+    if recipe.language:
+        load_parts(model, folder / recipe.language, ("sam.",))  # SAM comes from `start`
+    if recipe.start:
+        load_parts(model, folder / recipe.start, recipe.fresh)
     corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
     mixture = Mixture(corpora, recipe.styles, recipe.synthetic_share)
     fit(model, recipe.train, mixture, folder / name, progress)
