@@ -109,7 +109,7 @@ TINY = ModelConfig(
     sam=SamConfig(
         image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
         use_rel_pos=False, qk_norm=True, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
-        summary=True, position_scale=3.0, scales=(1.0, 0.5),
+        summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25),
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid.
 
-A model with several scales sees the image small as well, and draws an object from the smallest view in which it is wide
-enough: what fills much of the image is nearer to what small features can span.
+A model with several scales sees the image small as well. An object is drawn from the middle view first, then again from the
+next smaller one if it is wide there, from the next larger one if it is narrow: features span little, and small ones lack detail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ullsam.model import ULLSAM
 from ullsam.sam import ImageFeatures, Prompts
 
 CHUNK = 8  # objects decoded at a time: more take more memory and no less time
-WIDE = 0.2  # share of a small view's side from which an object is drawn from that view
+NARROW, WIDE = 0.2, 0.55  # up to and beyond these shares of the middle view's side another view draws the object
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,24 @@ class Predictor:
         return View(self.model, square, features, self.precision)
 
     def _decode(self, given: dict[str, np.ndarray], views: tuple[View, ...], use_vlk: bool, kinds: slice):
-        """Masks (I, kinds, H, W), scores (I, kinds) and logits (I, kinds, 4h, 4w), of each object from the first view in
-        which it is wide enough, else from the last."""
-        found, left = {}, np.arange(len(next(iter(given.values()))))
-        for view in views:
-            logits, scores = view.segment({k: v[left] for k, v in given.items()}, use_vlk, kinds)
-            done = widths(logits[:, 0]) > WIDE if view is not views[-1] else np.ones(len(left), bool)
-            found |= {i: (enlarge_masks(logits[j], view.square), scores[j].cpu().numpy(), self._on_canvas(logits[j]))
-                      for j, i in enumerate(left) if done[j]}  # fmt: skip
-            left = left[~done]
-            if not len(left):
-                break
-        return tuple(np.stack(x) for x in zip(*(found[i] for i in sorted(found)), strict=True))
+        """Masks (I, kinds, H, W), scores (I, kinds) and logits (I, kinds, 4h, 4w), of each object from the view that suits
+        its width in the middle one."""
+        middle = (len(views) - 1) // 2
+        logits, scores = views[middle].segment(given, use_vlk, kinds)
+        width = widths(logits[:, 0])
+        choice = np.clip(middle + (width <= NARROW) - (width > WIDE), 0, len(views) - 1)
+        drawn = list(zip(logits, scores, strict=True))
+        for n in set(choice) - {middle}:
+            which = np.flatnonzero(choice == n)
+            again = views[n].segment({k: v[which] for k, v in given.items()}, use_vlk, kinds)
+            for i, *result in zip(which, *again, strict=True):
+                drawn[i] = result
+        finished = (self._finish(views[n], *x) for n, x in zip(choice, drawn, strict=True))
+        return tuple(np.stack(x) for x in zip(*finished, strict=True))
+
+    def _finish(self, view: View, logits: Tensor, scores: Tensor) -> tuple[np.ndarray, ...]:
+        """Masks (kinds, H, W), scores (kinds,) and logits (kinds, 4h, 4w) on the whole canvas of one object."""
+        return enlarge_masks(logits, view.square), scores.cpu().numpy(), self._on_canvas(logits)
 
     def _on_canvas(self, logits: Tensor) -> np.ndarray:
         """Logits (kinds, n, n) of any view at the resolution of the whole canvas."""

@@ -83,6 +83,19 @@ class Case:
         return make_prompts(self.sample.labels, self.ids, points, np.random.default_rng([1, self.number]))
 
 
+def budget_of(name: str, seeds: int | None = None) -> Budget:
+    """The budget of a name of `BUDGETS`, with the seeds 0 to seeds - 1 where a number is given.
+
+    Raises:
+        InputError: an unknown budget, or fewer than one seed.
+    """
+    if name not in BUDGETS:
+        raise InputError(f"There is no budget {name!r}; choose one of {', '.join(BUDGETS)}.")
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds {seeds}: give 1 or more.")
+    return BUDGETS[name] if seeds is None else replace(BUDGETS[name], seeds=tuple(range(seeds)))
+
+
 class Reproduction:
     """Trains and measures what the tables need; what is on disk already is not done again.
 
@@ -100,7 +113,7 @@ class Reproduction:
 
     def __init__(self, budget: str | Budget, folder: str | Path, results: str | Path, data: str | Path | None = None,
                  start: ULLSAM | None = None, command: str = ""):
-        self.budget = budget if isinstance(budget, Budget) else _budget(budget)
+        self.budget = budget if isinstance(budget, Budget) else budget_of(budget)
         self.folder, self.path, self.command = Path(folder), Path(results), command
         self.corpora = {role: find_corpora(Path(data), role) for role in ("in_domain", "out_of_domain")} if data else {}
         self.start = start or shared_start()
@@ -282,10 +295,6 @@ def _same(conditions: dict) -> dict:
     return conditions | {"budget": {k: v for k, v in conditions["budget"].items() if k != "seeds"}}
 
 
-def _budget(name: str) -> Budget:
-    if name not in BUDGETS:
-        raise InputError(f"There is no budget {name!r}; choose one of {', '.join(BUDGETS)}.")
-    return BUDGETS[name]
 
 
 def _table(name: str) -> Table:

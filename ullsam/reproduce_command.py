@@ -14,6 +14,7 @@ def add_command(commands) -> None:
     add.add_argument("tables", nargs="*", help="table1 .. table6, fig3 .. fig7 (default: all, the most telling first)")
     add.add_argument("--budget", default="class", help="class: half an hour on two cores, one seed; evening: three hours, "
                      "three seeds; full: a night (default: class)")  # fmt: skip
+    add.add_argument("--seeds", type=int, metavar="N", help="train each arm N times (default: as the budget says)")
     add.add_argument("--out", help="folder of the trained arms (default: runs/reproduce_BUDGET)")
     add.add_argument("--results", help="JSON file (default: data/results/reproduce_BUDGET.json)")
     add.add_argument("--figures", help="folder for tables.md and the PNG files (default: data/results/reproduce_BUDGET)")
@@ -30,10 +31,10 @@ def reproduce(args: argparse.Namespace) -> None:
     """Re-does the paper's tables and figures; what is measured already is not measured again.
 
     Raises:
-        InputError: an unknown table or budget, other conditions than before, or table6 by name without its results.
+        InputError: an unknown table or budget, no seed, other conditions than before, or table6 by name without its results.
     """
     from ullsam.data.corpus import data_root
-    from ullsam.reproduce import Reproduction
+    from ullsam.reproduce import Reproduction, budget_of
     from ullsam.reproduce_tables import TABLES
 
     names = args.tables or list(TABLES)
@@ -42,8 +43,9 @@ def reproduce(args: argparse.Namespace) -> None:
     figures = Path(args.figures or f"data/results/reproduce_{args.budget}")
     out, data = args.out or f"runs/reproduce_{args.budget}", None if args.synthetic else data_root(args.data)
     words = ["python -m ullsam reproduce", *args.tables, f"--budget {args.budget}", *["--synthetic"] * args.synthetic]
+    words += [f"--seeds {args.seeds}"] if args.seeds else []
     words += ["--sam", Path(args.sam).name] if args.sam else []
-    job = Reproduction(args.budget, out, results, data, _start(args.sam), " ".join(words))
+    job = Reproduction(budget_of(args.budget, args.seeds), out, results, data, _start(args.sam), " ".join(words))
     job.run(names)
     text = "\n\n".join(part for part in write(job, names, figures, answers) + [problem] if part)
     print(f"{text}\n\nwritten to {results} and {figures}")

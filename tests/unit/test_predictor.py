@@ -143,10 +143,9 @@ def test_results_need_no_gradient(ready):
 
 
 @pytest.fixture
-def at_two_scales(monkeypatch):
-    """A predictor with views of 64 and 32 px whose masks are boxes as large as the first point's x says."""
-    sam = replace(preset("debug").sam, scales=(1.0, 0.5))
-    predictor, seen = Predictor(ULLSAM.from_preset("debug", sam=sam)), []
+def scaled(monkeypatch):
+    """Predictors with views of the given scales of 128 px, whose masks are as wide as the first point's x says."""
+    seen = []
 
     def segment(features, prompts, knowledge):
         side = 4 * features.embedding.shape[-1]
@@ -156,27 +155,42 @@ def at_two_scales(monkeypatch):
             logits[0, i, :, 0, : round(float(x) / 4) + 1] = side  # 4 pixels of the view for each place
         return logits, torch.zeros(logits.shape[:3])
 
-    predictor.set_image(np.zeros((128, 128), np.uint8))
-    monkeypatch.setattr(predictor.model, "segment", segment)
-    return predictor, seen
+    def build(*scales):
+        predictor = Predictor(ULLSAM.from_preset("debug", sam=replace(preset("debug").sam, image_size=128, scales=scales)))
+        predictor.set_image(np.zeros((128, 128), np.uint8))
+        monkeypatch.setattr(predictor.model, "segment", segment)
+        return predictor
+
+    return build, seen
 
 
-def test_a_wide_object_is_drawn_from_the_small_view(at_two_scales):
-    predictor, seen = at_two_scales
-    points = np.array([[[100.0, 5]], [[5.0, 5]], [[120.0, 5]]])  # 78, 4 and 94 % of the image
-    found = predictor.predict(points, np.ones((3, 1)))
-    assert seen == [(8, 3), (16, 1)]  # the second object is not wide enough for the small view
-    assert found.masks.shape == (3, 128, 128) and found.logits.shape == (3, 16, 16)
-    np.testing.assert_allclose(found.masks[:, 0].sum(-1) / 128, points[:, 0, 0] / 128, atol=0.2)  # a place is an eighth
-    assert [float(x) for x in found.logits.max((1, 2))] == [8, 16, 8]
-    several = predictor.predict(points, np.ones((3, 1)), multimask=True)
+POINTS = np.array([[[50.0, 5]], [[5.0, 5]], [[120.0, 5]]])  # x at 39, 4 and 94 % of the image
+
+
+@pytest.mark.parametrize(
+    ("scales", "drawn", "last"),
+    [
+        ((1.0,), [(32, 3)], [32, 32, 32]),
+        ((1.0, 0.5), [(16, 3), (32, 1)], [16, 32, 16]),  # the second object is narrow in the first view that is looked at
+        ((1.0, 0.5, 0.25), [(16, 3), (8, 1), (32, 1)], [16, 32, 8]),  # and the third one wide
+    ],
+)
+def test_the_width_chooses_the_view(scaled, scales, drawn, last):
+    build, seen = scaled
+    predictor = build(*scales)
+    found = predictor.predict(POINTS, np.ones((3, 1)))
+    assert seen[:1] == drawn[:1] and sorted(seen) == sorted(drawn)
+    assert found.masks.shape == (3, 128, 128) and found.logits.shape == (3, 32, 32)
+    np.testing.assert_allclose(found.masks[:, 0].sum(-1) / 128, POINTS[:, 0, 0] / 128, atol=0.13)  # a place of eight
+    assert [float(x) for x in found.logits.max((1, 2))] == last
+    several = predictor.predict(POINTS, np.ones((3, 1)), multimask=True)
     assert several.masks.shape == (3, 3, 128, 128) and np.array_equal(several.masks[:, 0], found.masks)
 
 
-def test_a_mask_prompt_is_read_on_the_whole_canvas(at_two_scales):
-    predictor, seen = at_two_scales
-    predictor.predict([[100, 5]], [1], mask=np.zeros((16, 16)))
-    assert seen == [(16, 1)]
+def test_a_mask_prompt_is_read_on_the_whole_canvas(scaled):
+    build, seen = scaled
+    build(1.0, 0.5, 0.25).predict([[100, 5]], [1], mask=np.zeros((32, 32)))
+    assert seen == [(32, 1)]
 
 
 def test_widths_by_hand():

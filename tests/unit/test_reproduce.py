@@ -111,6 +111,13 @@ def test_bad_names_get_a_sentence(job):
         job.run(["table9"], progress=False)
     with pytest.raises(InputError, match="no budget 'big'"):
         r.Reproduction("big", ".", "x.json", start=job.start)
+    with pytest.raises(InputError, match="--seeds 0: give 1 or more"):
+        r.budget_of("class", 0)
+
+
+def test_a_number_of_seeds_takes_the_place_of_the_budgets():
+    assert r.budget_of("class").seeds == (0,) and r.budget_of("class", 3).seeds == (0, 1, 2)
+    assert replace(r.budget_of("class", 3), seeds=(0,)) == r.BUDGETS["class"]
 
 
 def results(rows, domain="LM", sets=("a",)):
