@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ullsam.markdown import table_head, table_row
 from ullsam.recipes import RECIPES, Recipe
-from ullsam.report import ARMS, SETS, read_result, table_row
+from ullsam.report import ARMS, SETS, read_result
 
 
 def card(results: str | Path) -> str:
@@ -18,7 +19,7 @@ def card(results: str | Path) -> str:
 def _runs(logs: dict[str, list[dict]]) -> str:
     """One row per run, in the order of the recipes; hours as logged, the first and last tenth's loss."""
     titles = ["run", "from", "stage", "view", "batch", "steps", "hours", "loss at first", "loss at last"]
-    lines = [table_row(titles), table_row(["---"] * len(titles))]
+    lines = table_head(titles)
     known = [(name, recipe, logs[name]) for name, recipe in RECIPES.items() if name in logs]
     lines += [table_row([name, *_run(recipe, log)]) for name, recipe, log in known]
     hours = sum(log[-1]["seconds"] for *_, log in known) / 3600
@@ -37,7 +38,7 @@ def _run(recipe: Recipe, log: list[dict]) -> list:
 
 def _means(folder: Path) -> str:
     titles = ["mean of the datasets", "Dice", "SA(0.5) per object", "Dice per image", "mSA of the label map"]
-    lines = [table_row(titles), table_row(["---"] * len(titles))]
+    lines = table_head(titles)
     keys = ("dice_instance", "sa50_instance", "dice_image", "msa")
     for suffix, title in SETS.items():
         found = {arm: read_result(folder / f"{prefix}_{suffix}.json") for prefix, arm in ARMS.items()}

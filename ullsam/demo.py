@@ -148,7 +148,7 @@ def draw(outcomes: list[Outcome]):
         axes = [figure.add_axes(((c + 0.02) * PANEL / width, bottom / total, 0.96 * PANEL / width, PANEL / total))
                 for c in range(columns)]  # fmt: skip
         _draw_scene(axes, outcome)
-        words = "" if outcome.description is None else _drawable(f"model: {outcome.description}", 46 * columns)
+        words = "" if outcome.description is None else _drawable(f"model: {outcome.description}", 43 * columns)
         caption = f"{outcome.scene.title}\n{words}"
         figure.text(0.01, (bottom - 0.08) / total, caption, fontsize=FONT, va="top", parse_math=False)
     return figure

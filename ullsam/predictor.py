@@ -1,7 +1,7 @@
 """One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid.
 
-A model with several scales sees the image small as well. An object is drawn from the middle view first, then again from the
-next smaller one if it is wide there, from the next larger one if it is narrow: features span little, and small ones lack detail.
+A model with several scales sees the image small as well. An object is drawn from the middle view first; if it is wide there,
+again from the next smaller view, whose features span more of it; if it is narrow, from the next larger one, for detail.
 """
 
 from __future__ import annotations

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ullsam.errors import InputError
+from ullsam.markdown import table_head, table_row
 from ullsam.report_paper import paper_tables
+from ullsam.report_tiny import claims_table, speed_table
 from ullsam.reproduce_report import difference, interval
 from ullsam.words import mean_of_known
 
 BEGIN, END = "<!-- results: python -m ullsam readme -->", "<!-- end of results -->"
 ARMS = {"tiny": "uLLSAM-tiny", "tiny_novlk": "without VLK", "usam_tiny": "uSAM-tiny"}  # file prefix -> column
 WORDS = {"own image": "", "image of another set": "_shuffled", "no image": "_text_only"}  # what is shown -> file suffix
+LARGEST = ("full", "evening", "class")  # budgets of `reproduce`
 SETS = {"test": "In-domain test splits", "ood": "Out of domain, never trained or tuned on"}  # file suffix -> title
 
 
@@ -48,6 +51,10 @@ def tables(results: str | Path) -> str:
     parts += [_words({shown: result for shown, result in words.items() if result})] if words["own image"] else []
     questions, clicks = read_result(folder / "microvqa_tiny.json"), read_result(folder / "click_latency.json")
     parts += [_questions(questions)] if questions else []
+    claims = {name: result for name in LARGEST if (result := read_result(folder / f"reproduce_{name}.json"))}
+    parts += [claims_table(claims)] if claims else []
+    speed = read_result(folder / "bench_tiny.json")
+    parts += [speed_table(speed)] if speed else []
     parts += [_clicks(clicks)] if clicks else []
     users = read_result(folder / "app_users.json")
     parts += [_users(users)] if users else []
@@ -64,8 +71,7 @@ def read_result(path: Path) -> dict | None:
 def _scores(title: str, arms: dict[str, dict]) -> str:
     """One row per dataset, Dice / SA(0.5) per object for each arm; the mean last."""
     first_name, first = next(iter(arms.items()))
-    lines = [f"**{title}**, Dice / SA(0.5) per object:\n", table_row(["dataset", "images", "objects", *arms])]
-    lines.append(table_row(["---"] * (3 + len(arms))))
+    lines = [f"**{title}**, Dice / SA(0.5) per object:\n", *table_head(["dataset", "images", "objects", *arms])]
     for i, row in enumerate(first["results"]):
         pairs = [_pair(result["results"][i]) for result in arms.values()]
         lines.append(table_row([row["data"], row["n_images"], row["n_instances"], *pairs]))
@@ -106,8 +112,7 @@ def _words(conditions: dict[str, dict]) -> str:
     rows, command = conditions["own image"]["results"], _command(conditions["own image"])
     columns = ["modality", "structure", "count", "hallucinated"]
     titles = ["right modality", "right structure", "right number", "something false"]
-    lines = ["**Descriptions**, share of texts with:\n", table_row(["dataset", "images", "distinct texts", *titles])]
-    lines.append(table_row(["---"] * (3 + len(columns))))
+    lines = ["**Descriptions**, share of texts with:\n", *table_head(["dataset", "images", "distinct texts", *titles])]
     for row in rows:
         lines.append(table_row([row["data"], row["n_images"], row["distinct"], *(_number(row[c]) for c in columns)]))
     for shown, result in conditions.items():
@@ -154,8 +159,7 @@ def _users(result: dict) -> str:
         f"and uploads the slowest is told. Server, kernels and browsers share {c['cores']} cores; {c['note']}. Picture, "
         f"files and masks of each were their own. {_command(result)}."
     )
-    head = [table_row(["people", *names]), table_row(["---"] * (len(names) + 1))]
-    return "\n".join(["**Several people at once in the app**:\n", *head, *rows, f"\n{note}\n"])
+    return "\n".join(["**Several people at once in the app**:\n", *table_head(["people", *names]), *rows, f"\n{note}\n"])
 
 
 def _command(result: dict) -> str:
@@ -169,8 +173,3 @@ def _pair(row: dict) -> str:
 
 def _number(value) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def table_row(cells: list) -> str:
-    """One row of a Markdown table."""
-    return "| " + " | ".join(str(c) for c in cells) + " |"

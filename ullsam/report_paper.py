@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ullsam.markdown import table_head, table_row
+
 REACHED = {True: "yes", False: "no", None: ""}
 
 
@@ -21,26 +23,22 @@ def paper_tables(result: dict) -> str:
 
 def aims(result: dict) -> list[str]:
     """Rows of what was aimed at and what was reached."""
-    rows = [_row(["", "measured", "aim", "reached"]), _row(["---"] * 4)]
+    rows = table_head(["", "measured", "aim", "reached"])
     for name, aim in result["aims"].items():
         measured = "not measured" if aim["measured"] is None else f"{aim['measured']:.3g}"
-        rows.append(_row([name, measured, aim.get("aim", ""), REACHED[aim.get("reached")]]))
+        rows.append(table_row([name, measured, aim.get("aim", ""), REACHED[aim.get("reached")]]))
     return rows
 
 
 def parts(result: dict) -> list[str]:
     """Rows of all phases of all parts: where the time goes, and how far each is from what the machine can do."""
-    rows = [_row(["part", "phase", "seconds", "TFLOP", "share of the machine's rate", "peak GB"]), _row(["---"] * 6)]
+    rows = table_head(["part", "phase", "seconds", "TFLOP", "share of the machine's rate", "peak GB"])
     for name, part in result["parts"].items():
         for phase, x in part.get("phases", {}).items():
             flops, share = f"{x['gflops'] / 1000:.2f}", f"{x['share_of_gemm']:.0%}"
-            rows.append(_row([name, phase, f"{x['seconds']:.3g}", flops, share, part["peak_gb"]]))
+            rows.append(table_row([name, phase, f"{x['seconds']:.3g}", flops, share, part["peak_gb"]]))
     return rows
 
 
 def _rates(result: dict) -> str:
     return ", ".join(f"{rate:.0f} GFLOP/s in {kind}" for kind, rate in result["gemm_gflops_per_second"].items())
-
-
-def _row(cells: list) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"

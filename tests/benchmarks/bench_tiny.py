@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +108,8 @@ class Transformers:
 
 def contestants():
     """All that are compared, by name."""
-    plain_config = ullsam.ModelConfig("plain", ullsam.SamConfig(**{**vars(TINY.sam), "stem": (), "summary": False}), None)
+    plain_sam = replace(TINY.sam, stem=(), summary=False, qk_norm=False, scales=(1.0,))
+    plain_config = ullsam.ModelConfig("plain", plain_sam, None)
     tiny, plain = ullsam.load("tiny"), ullsam.ULLSAM.from_config(plain_config)
     return {
         "ullsam": Ours(tiny, True), "ullsam_without_vlk": Ours(tiny, False), "plain_ullsam": Ours(plain, False),
