@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import sys
 from pathlib import Path
@@ -235,14 +236,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code; a problem with the input is one sentence on standard error and code 2."""
+    """Runs one command and returns the exit code; a problem with the input is one sentence on standard error and code 2.
+
+    What the file system refuses (a full disk, a file where a folder should be) is such a problem, too.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     args = build_parser().parse_args(words, argparse.Namespace(words=words))
     try:
         return args.run(args) or 0
     except InputError as error:
-        print(f"ullsam: {error}", file=sys.stderr)
-        return 2
+        problem = str(error)
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # of no file, such as a port in use
+            raise
+        place = "A file could not be written" if error.filename is None else f"{error.filename} cannot be used"
+        problem = f"{place} ({error.strerror}); check the path and the free space, and run the same command again."
+    print(f"ullsam: {problem}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ullsam.checkpoints import load_sam
 from ullsam.checkpoints.files import read_json
-from ullsam.checkpoints.hub import local_folder
+from ullsam.checkpoints.hub import load_model, local_folder
 from ullsam.config import ModelConfig
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError, reason
@@ -194,11 +194,8 @@ def _open_transformers(folder: Path, name: str, device) -> HubPredictor:
     net_class, processor_class = (getattr(transformers, x) for x in CLASSES[kind])
     try:
         processor = processor_class.from_pretrained(folder)
-        net, info = net_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} could not be loaded ({reason(error)}); download its config.json, "
                          "preprocessor_config.json and model.safetensors again.") from error  # fmt: skip
-    absent = sorted(info["missing_keys"])
-    if absent:
-        raise InputError(f"{folder} lacks weights ({', '.join(absent[:3])}); download its model.safetensors again.")
+    net = load_model(net_class, folder, partial=True, dtype=torch.float32)
     return HubPredictor(net.to(device), processor, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -192,31 +191,18 @@ def load_llm(config: LlmConfig, pretrained: bool = True, half: bool = False) -> 
 def _load_hugging_face(folder: str | Path, pretrained: bool, dtype: torch.dtype | str):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from ullsam.checkpoints.hub import load_model
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not pretrained:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), tokenizer
-        with _quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
     except (OSError, ValueError) as error:
         raise InputError(
             f"The language model {folder} could not be loaded ({reason(error)}); check its name, or download it and pass "
             "its folder."
         ) from error
-
-
-@contextmanager
-def _quiet_transformers():
-    """Without transformers' progress bars, which would stand between a notebook's outputs."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return load_model(AutoModelForCausalLM, folder, dtype=dtype), tokenizer
 
 
 def add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
@@ -281,7 +267,9 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 def _write_plain_llama(gguf: Path, folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    with _quiet_transformers():
+    from ullsam.checkpoints.hub import quiet_transformers
+
+    with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = model.config
         del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved

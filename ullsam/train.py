@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ullsam.checkpoints.files import whole
+from ullsam.checkpoints.files import read_torch, whole
 from ullsam.config import TrainConfig
 from ullsam.data.views import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError
@@ -313,7 +313,9 @@ class _Run:
     def _load(self) -> dict:
         """Goes back to the checkpoint; returns the optimiser's state."""
         path = self.folder / "checkpoint.pt"
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path, "delete it to start the run anew", mapped=False)
+        if "config" not in state:
+            raise InputError(f"{path} is not the checkpoint of a run; use another folder or delete it.")
         stored = asdict(TrainConfig()) | state["config"]  # a setting that did not exist then
         changed = [k for k, v in asdict(self.config).items() if stored[k] != v]
         if changed:
@@ -324,9 +326,8 @@ class _Run:
             for name, parameter in self.named:
                 parameter.copy_(state["model"][name])
         self.step, self.logs, self.seconds = state["step"], state["logs"], state["seconds"]
-        if self.accelerator.is_main_process:
-            lines = "".join(json.dumps(line) + "\n" for line in self.logs)
-            (self.folder / "log.jsonl").write_text(lines)  # drops lines after the checkpoint
+        if self.accelerator.is_main_process:  # lines after the checkpoint are dropped
+            (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.logs))
         return state["optimizer"]
 
 
@@ -344,7 +345,6 @@ def _divided(state: dict, optimizer: torch.optim.Optimizer) -> dict:
 
 def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:
     """Batches from micro-step `first` on; each process takes every num_processes-th."""
-    indexes = range(
-        first * accelerator.num_processes + accelerator.process_index, len(batches), accelerator.num_processes
-    )
+    count = accelerator.num_processes
+    indexes = range(first * count + accelerator.process_index, len(batches), count)
     return DataLoader(batches, batch_size=None, sampler=indexes, num_workers=workers)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ullsam.checkpoints.files import read_json
-from ullsam.checkpoints.hub import WEIGHTS, local_folder
+from ullsam.checkpoints.hub import WEIGHTS, load_model, local_folder
 from ullsam.data.io import to_rgb8
 from ullsam.data.questions import Question
 from ullsam.errors import InputError, reason
@@ -40,15 +40,14 @@ class VisionLanguageModel:
 
         folder = local_folder(name, FILES)
         read_json(folder / "config.json")
+        remedy = "give one that transformers knows as image-text-to-text, with all its files"
         try:
             processor = AutoProcessor.from_pretrained(folder)
-            model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise InputError(f"{name} could not be loaded as a vision-language model ({reason(error)}); give one that "
-                             "transformers knows as image-text-to-text.") from error  # fmt: skip
-        if info["missing_keys"] or not hasattr(processor, "tokenizer"):
-            lacking = ", ".join(sorted(info["missing_keys"])[:3]) or "a tokenizer"
-            raise InputError(f"{folder} lacks {lacking}; download the whole repository of the model.")
+            raise InputError(f"{name} could not be loaded as image-text-to-text ({reason(error)}); {remedy}.") from error
+        model = load_model(AutoModelForImageTextToText, folder, partial=True, remedy=remedy, dtype="auto")
+        if not hasattr(processor, "tokenizer"):
+            raise InputError(f"{folder} lacks a tokenizer; download the whole repository of the model.")
         return cls(model.to(device), processor, Path(name).name)
 
     @torch.no_grad()

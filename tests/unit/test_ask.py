@@ -141,7 +141,7 @@ def test_a_refusal_is_not_repeated(server, folder):
     server.always = 404
     with pytest.raises(InputError, match="refuses the question .status 404.*check --base-url, --model"):
         caption_folder(folder, at(server), workers=1)
-    assert len(server.asked) == 1 and rows(folder) == []
+    assert len(server.asked) == 1 and not (folder / "captions.jsonl").exists()  # no empty file is left
 
 
 def test_questions_run_at_the_same_time_but_not_too_many(server, folder):
@@ -169,6 +169,9 @@ def test_command_line(server, folder, capsys, monkeypatch):
     (folder / "captions.jsonl").unlink()
     assert main(["caption", str(folder), "--base-url", "localhost:1"]) == 2
     assert "is no web address" in capsys.readouterr().err
+    for option, value in (("--workers", "0"), ("--timeout", "0")):
+        assert main(["caption", str(folder), "--base-url", address, option, value]) == 2
+        assert f"{option} is 0; give" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- several processes

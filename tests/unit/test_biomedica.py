@@ -80,8 +80,15 @@ def test_shards_stream_and_resume(tmp_path):
 
 def test_shards_out_of_reach_are_one_sentence(tmp_path):
     pytest.importorskip("datasets")
-    with pytest.raises(InputError, match="could not be read.*accept the terms"):
-        list(ShardStream(str(tmp_path / "none.tar")))
+    with pytest.raises(InputError, match="none.tar could not be read.*; get them again and run the same command again"):
+        list(ShardStream([str(tmp_path / "none.tar")]))
+    with pytest.raises(InputError, match="could not be read.*accept the terms .*`hf auth login`, and run"):
+        list(ShardStream("http://127.0.0.1:9/none.tar"))
+
+
+def test_a_stream_without_a_pair_is_no_success(tmp_path):
+    with pytest.raises(InputError, match="No microscopy picture with a caption came .*check the names of the shards"):
+        save_pairs([sample(1, image_panel_type="multiple")], tmp_path / "p")
 
 
 def test_a_broken_line_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -46,6 +47,9 @@ def test_nothing_in_a_torch_file_is_executed(tmp_path, capsys):
     torch.save({"model": STATE, "extra": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match=r"evil.pt holds Python objects \(\S*print\) that could run code"):
         read_torch(tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match="plain.pt is a pickle, which could run code, .*; save the weights alone"):
+        read_torch(tmp_path / "plain.pt")
     assert "executed" not in capsys.readouterr().out
 
 
@@ -175,6 +179,33 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         write_safetensors(tmp_path, {"d": torch.ones(1)})
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert set(read_safetensors(tmp_path)) == set(STATE)  # what was there is untouched
+
+
+def test_a_disk_that_fills_up_between_shards_leaves_the_old_model(tmp_path, monkeypatch):
+    def fills_up(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        if "00002" in str(path):
+            raise OSError(28, "No space left on device")
+
+    write_safetensors(tmp_path, STATE, shard_bytes=30)
+    before = {p.name for p in tmp_path.iterdir()}
+    monkeypatch.setattr("ullsam.checkpoints.files.save_file", fills_up)
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors could not be written"):
+        write_safetensors(tmp_path, {k: x + 1 for k, x in STATE.items()}, shard_bytes=30)
+    assert {p.name for p in tmp_path.iterdir()} == before
+    assert all(torch.equal(x, STATE[k]) for k, x in read_safetensors(tmp_path).items())
+
+
+def test_folders_are_made_and_files_in_their_place_are_named(tmp_path):
+    with whole(tmp_path / "a" / "b" / "c.txt") as part:
+        part.write_text("x")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["c.txt"]
+    with pytest.raises(InputError, match="model.safetensors could not be written .*File exists"):
+        write_safetensors(tmp_path / "a" / "b" / "c.txt", STATE)
+    with pytest.raises(InputError, match="There is no file .*absent.safetensors"):
+        read_safetensors(tmp_path / "absent.safetensors")
+    with pytest.raises(InputError, match="c.txt is a file where a folder is needed; give the model's folder"):
+        local_folder(tmp_path / "a" / "b" / "c.txt")
 
 
 def test_hub_names_are_fetched_without_code_or_pickles(tmp_path, monkeypatch):

@@ -98,6 +98,25 @@ def test_wrong_input_is_one_sentence(model, data, capsys, arguments, sentence):
     assert error.startswith("ullsam: ") and sentence in error
 
 
+def test_what_the_file_system_refuses_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def refuse(number, text):
+        def fail(*_):
+            raise OSError(number, text)
+
+        monkeypatch.setattr("ullsam.data.questions.synthetic_questions", fail)
+
+    (tmp_path / "file").write_text("in the way")
+    train = ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--out", str(tmp_path / "file")]
+    assert main(train) == 2
+    assert "debug-stage3 cannot be used (Not a directory); check the path" in capsys.readouterr().err
+    refuse(28, "No space left on device")
+    assert main(["make-questions", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("ullsam: A file could not be written (No space left on device); check")
+    refuse(98, "Address already in use")  # no file's fault
+    with pytest.raises(OSError, match="in use"):
+        main(["make-questions", str(tmp_path)])
+
+
 def test_unknown_model(data, tmp_path, capsys):
     assert main(["evaluate", "--model", "huge", "--data", data[0], "--out", str(tmp_path / "r.json")]) == 2
     assert "one of tiny, usam-tiny" in capsys.readouterr().err

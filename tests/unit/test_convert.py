@@ -40,6 +40,16 @@ def test_sampling_takes_others_for_empty_images(tmp_path):
     assert all(value % 2 == 0 for value in values) and len(set(values)) == 7
 
 
+def test_whatever_stops_an_image_from_being_read_is_noted(tmp_path):
+    def broken():
+        raise EOFError("the chunk ends too early\nmore lines")
+
+    labels = np.pad(np.ones((8, 8), np.int32), 4)
+    items = [Item("a", None, "first", broken), Item("b", None, "second", lambda: (labels.astype(np.uint8), labels))]
+    counts, skipped = prepare(items, tmp_path / "made", {}, {"ood": 9})
+    assert counts == {"ood": 1} and skipped == ["first: the chunk ends too early"]
+
+
 def test_square_pads_and_shrinks_and_keeps_places():
     labels = np.zeros((100, 200), np.int32)
     labels[40:60, 150:190] = 5

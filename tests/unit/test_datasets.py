@@ -295,6 +295,23 @@ def test_unreadable_files_are_named_and_nothing_half_written_stays(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "out_of_domain"]
 
 
+@pytest.mark.parametrize(
+    ("write", "pattern"),
+    [(uro_cell, "*.nii.gz"), (platynereis, "attributes.json"), (consep, "*.mat"), (covid_if, "*.h5")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_whatever_a_damaged_file_makes_its_library_say(write, pattern, tmp_path):
+    root = tmp_path / "downloads" / write.__name__
+    write(root)
+    for file in [path for path in root.rglob(pattern) if path.is_file()]:
+        file.write_bytes(b"<html>log in first</html>")
+    for remote in find(write.__name__).files:
+        (root / remote.name).with_suffix("").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InputError, match="cannot be read|can be used"):
+        prepare_dataset(write.__name__, tmp_path, say=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["downloads"] and not list(root.glob(".*"))
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -318,6 +335,9 @@ def test_by_hand_is_one_sentence_with_the_folder(name, tmp_path, capsys):
 def test_unknown_name(tmp_path, capsys):
     assert main(["prepare-data", "imagenet", "--out", str(tmp_path)]) == 2
     assert "no dataset 'imagenet'; choose one of deepbacs" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    assert main(["prepare-data", "busi", "--out", str(tmp_path / "file")]) == 1
+    assert "cannot be made (Not a directory); name another folder" in capsys.readouterr().err
     assert len(names("all")) == 19 and len(names("in_domain")) == 9 and names("busi") == ["busi"]
     assert len(names("open")) == 12 and not set(names("open")) & set(names("all"))
 

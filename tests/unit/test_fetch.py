@@ -88,7 +88,7 @@ def test_another_content_is_refused_and_leaves_nothing(server, tmp_path):
 
 
 def test_no_server_and_no_space(server, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="could not be downloaded"):
+    with pytest.raises(InputError, match=r"could not be downloaded \(no connection\); run the same command again"):
         download(Remote("http://127.0.0.1:9/a.bin", "a.bin"), tmp_path)
 
     def full(*args, **kwargs):
@@ -116,9 +116,14 @@ def test_torch_em_fetches_each_part_in_one_step(tmp_path, monkeypatch):
         name = module.__name__.rsplit(".", depth)[0]
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(fetch_module.importlib.util, "find_spec", lambda name: True)
+    tmp_path = tmp_path / "plantseg"
+    tmp_path.mkdir()
     with pytest.raises(InputError, match="plantseg could not be fetched by torch-em .gone."):
         fetch_with_torch_em(find("plantseg"), tmp_path)
+    assert not list(tmp_path.iterdir())  # half of a set is not where readers look
+    assert not list(tmp_path.parent.rglob(".*partial"))
     assert fetch_with_torch_em(find("plantseg"), tmp_path)
+    assert len(list(tmp_path.glob("torch_em/*/*/*_*"))) == 6 and [p.name for p in tmp_path.parent.iterdir()] == ["plantseg"]
     assert calls[3] == calls[2] and len(calls) == 7  # the part that failed is fetched again, whole parts are not
     assert not list(tmp_path.rglob(".*partial"))
     assert not fetch_with_torch_em(find("busi"), tmp_path)

@@ -172,6 +172,31 @@ def test_any_language_model_of_transformers(ours, files, tmp_path):
     assert load("paper", sam=files / "sam.pth", llm="debug").llm.dim == 48
 
 
+def test_a_language_model_of_transformers_is_loaded_as_strictly(ours, files, tmp_path, capfd):
+    ours.llm.lm.save_pretrained(tmp_path)
+    ours.llm.tokenizer.save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    state = load_file(file)
+    cases = {
+        f"is missing {name}": {k: x for k, x in state.items() if k != name},
+        "has unexpected more.weight": state | {"more.weight": torch.ones(1)},
+        rf"{name} \(3, 48\) instead of \(96, 48\)": state | {name: torch.ones(3, 48)},
+    }
+    capfd.readouterr()
+    for sentence, changed in cases.items():
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(InputError, match=sentence):
+            load("paper", sam=files / "sam.pth", llm=tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="weights in .* could not be loaded .*incomplete.*download the whole repository"):
+        load("paper", sam=files / "sam.pth", llm=tmp_path)
+    file.unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")  # a pickle is not even looked at
+    with pytest.raises(InputError, match="could not be loaded .*safetensors"):
+        load("paper", sam=files / "sam.pth", llm=tmp_path)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
 def test_half_precision_language_model_computes_the_same_roughly(ours, files):
     model = load("paper", ullsam=files / "final_all_e24.pt", llm=files / "InternVL", dtype=torch.bfloat16)
     assert {p.dtype for p in model.llm.parameters()} == {torch.bfloat16}
@@ -247,6 +272,9 @@ def test_a_shard_that_is_missing_stops_the_conversion_and_leaves_nothing(files, 
     command = ["convert", "--sam", str(files / "sam.pth"), "--llm", str(tmp_path / "InternVL"), "--out", str(tmp_path / "o")]
     assert main(command) == 2
     assert "lacks model-00002-of" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    (tmp_path / "o").write_text("in the way")
+    assert main(command) == 2
+    assert "is a file; name a folder for the model" in capsys.readouterr().err
 
 
 def test_models_without_a_place_in_the_official_layout_are_refused(tmp_path):
@@ -319,7 +347,8 @@ def test_parity_names_what_a_folder_lacks(reference, capsys):
     with pytest.raises(InputError, match="has no points"):
         check_parity(folder)
     (folder / "io.safetensors").unlink()
-    assert main(["parity", str(folder)]) == 2 and "io.safetensors" in capsys.readouterr().err
+    assert main(["parity", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"ullsam: There is no file {folder / 'io.safetensors'};")
 
 
 def test_the_papers_sizes_without_memory():

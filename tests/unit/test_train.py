@@ -258,6 +258,18 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         fit(ULLSAM.from_preset("debug"), replace(SMALL, lr=1e-4, seed=3), mixture(), tmp_path, progress=False)
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path, progress=False)
+    file = tmp_path / "checkpoint.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="checkpoint.pt ends too early, it was cut off; delete it to start the run anew"):
+        fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path, progress=False)
+    torch.save({"model": {}}, file)
+    with pytest.raises(InputError, match="checkpoint.pt is not the checkpoint of a run"):
+        fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path, progress=False)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = ULLSAM.from_preset("debug")
     with torch.no_grad():

@@ -40,6 +40,8 @@ def convert(args: argparse.Namespace) -> None:
             raise InputError(f"--out {args.out} is a folder; name a file, for example {Path(args.out) / 'ullsam.pt'}.")
         save_official(load(args.model), args.out)
     else:
+        if Path(args.out).is_file():
+            raise InputError(f"--out {args.out} is a file; name a folder for the model.")
         load_paper(args.sam, args.llm, args.ullsam, getattr(torch, args.dtype)).save_pretrained(args.out)
     print(f"written to {args.out}")
 

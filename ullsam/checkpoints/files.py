@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,32 +19,39 @@ from torch import Tensor, nn
 
 from ullsam.errors import InputError
 
+ALONE = "save the weights alone (torch.save(model.state_dict(), ...)) and load that file"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_torch(path: str | Path) -> dict:
-    """The dictionary in a PyTorch file, mapped from the disk where its format allows that.
+def read_torch(path: str | Path, remedy: str = "get it again", mapped: bool = True) -> dict:
+    """The dictionary in a PyTorch file.
 
     Nothing in the file is executed (`weights_only`); of Python's own objects only an argparse namespace is let through,
     which training scripts like to store.
 
+    Args:
+        path: the file; remedy: what to do where it is damaged.
+        mapped: leaves the tensors on the disk until they are used, where the file's format allows that.
+
     Raises:
         InputError: there is no such file, or it is cut off, no PyTorch file, or holds objects that could run code.
     """
-    path = _existing(path)
+    path = _existing(path, remedy)
+    if _is_new_pickle(path):
+        raise InputError(f"{path} is a pickle, which could run code, so it is not opened; {ALONE}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise InputError(_refused(path, str(error))) from error
+        raise InputError(_refused(path, str(error), remedy)) from error
     except Exception as error:  # torch raises many kinds here: zip, end of file, runtime
-        raise InputError(f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); get it again.") from error
+        raise InputError(f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}); {remedy}.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights.")
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights; {remedy}.")
     return content
 
 
-def _existing(path: str | Path) -> Path:
+def _existing(path: str | Path, remedy: str = "get it again") -> Path:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no file {path}; check the path or download it first.")
@@ -53,16 +60,21 @@ def _existing(path: str | Path) -> Path:
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is only a pointer to the real file; run `git lfs pull` in its folder.")
     if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
-        raise InputError(f"{path} ends too early, the download was cut off; get it again.")
+        raise InputError(f"{path} ends too early, it was cut off; {remedy}.")
     return path
 
 
-def _refused(path: Path, reason: str) -> str:
+def _is_new_pickle(path: Path) -> bool:
+    """True for a pickle of a protocol that torch does not write and does not read without running code."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"\x80\x04", b"\x80\x05")
+
+
+def _refused(path: Path, reason: str, remedy: str) -> str:
     found = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", reason)
     if not found:
-        return f"{path} is not a readable PyTorch checkpoint (UnpicklingError); get it again."
-    name = found.group(1)
-    remedy = "save the weights alone (torch.save(model.state_dict(), ...)) and load that file"
+        return f"{path} is not a readable PyTorch checkpoint (UnpicklingError); {remedy}."
+    name, remedy = found.group(1), ALONE
     if name.startswith(("torch_em", "micro_sam")):
         remedy = "export it with micro_sam.util.export_custom_sam_model and load that file"
     return f"{path} holds Python objects ({name}) that could run code, so it is not opened; {remedy}."
@@ -75,7 +87,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         InputError: a file or shard is missing, cut off or damaged, or a shard lacks what the index says.
     """
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or path.suffix == ".safetensors":
         return _read_shard(path)
     if (path / INDEX).is_file():
         return _read_shards(path)
@@ -141,7 +153,12 @@ def check(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple[str
     """Raises InputError with the first names or shapes of `state` that do not fit `module`."""
     own = module.state_dict()
     check_names(own, state, source, ignore)
-    wrong = [f"{k} {tuple(x.shape)} instead of {tuple(own[k].shape)}" for k, x in state.items() if x.shape != own[k].shape]
+    check_shapes(((k, tuple(x.shape), tuple(own[k].shape)) for k, x in state.items() if x.shape != own[k].shape), source)
+
+
+def check_shapes(misfits: Iterable[tuple[str, tuple, tuple]], source) -> None:
+    """Raises InputError with the first of the misfits (name, shape in `source`, shape that is needed) if there are any."""
+    wrong = [f"{name} {found} instead of {needed}" for name, found, needed in misfits]
     if wrong:
         raise InputError(f"{source} has shapes that do not fit: {_few(wrong)}; it was made for another model or variant.")
 
@@ -169,20 +186,22 @@ def copy_into(module: nn.Module, state: dict[str, Tensor], source, ignore: tuple
 def write_safetensors(folder: str | Path, state: dict[str, Tensor], shard_bytes: int = 5 * 10**9) -> None:
     """Writes weights as one file, or as shards with an index if they are larger than `shard_bytes`.
 
-    Each file is whole or absent, and the index comes last: a reader never sees one without its shards.
+    All files are written before the first takes its name, and the index comes last: what was there stays when the disk
+    is full, and a reader never sees an index without its shards.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     shards = _split(state, shard_bytes)
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if shards[1:] else [SINGLE]
-    (folder / INDEX).unlink(missing_ok=True)
-    for name, keys in zip(names, shards, strict=True):
-        with whole(folder / name) as part:
+    with ExitStack() as files:  # the last one entered takes its name first
+        if len(shards) > 1:
+            places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+            index = files.enter_context(whole(folder / INDEX))
+            index.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
+        for name, keys in zip(names, shards, strict=True):
+            part = files.enter_context(whole(folder / name))
             save_file({k: state[k].detach().cpu().contiguous() for k in keys}, part, metadata={"format": "pt"})
+        (folder / INDEX).unlink(missing_ok=True)
     if len(shards) > 1:
-        places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        with whole(folder / INDEX) as part:
-            part.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
         (folder / SINGLE).unlink(missing_ok=True)
 
 
@@ -200,7 +219,8 @@ def _split(state: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A place to write a file to; it takes its name when all is written, and vanishes when something fails.
+    """A place to write a file to, in a folder that is made; it takes its name when all is written, and vanishes when
+    something fails.
 
     Raises:
         InputError: the file cannot be written, for example because the disk is full.
@@ -208,10 +228,12 @@ def whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} could not be written ({error}); is the disk full or write-protected?") from error
     finally:
-        part.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            part.unlink(missing_ok=True)

@@ -129,12 +129,17 @@ def sam_config(state: dict[str, Tensor], source, **settings) -> SamConfig:
     """The settings of a SAM told from the shapes of its weights, with `settings` for what no shape tells.
 
     Raises:
-        InputError: a weight whose shape is needed is missing.
+        InputError: a weight whose shape is needed is missing, or has a shape that no SAM has.
     """
     try:
-        return _sizes(state, **settings)
+        config = _sizes(state, **settings)
+        if min(config.image_size, config.patch_size, config.embed_dim, config.num_heads) < 1:
+            raise ValueError("a size of 0")
+        return config
     except KeyError as error:
         raise InputError(f"{source} is missing {error.args[0]}; it was made for another model or variant.") from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"{source} has weights of shapes that no SAM has ({error}); get it again.") from error
 
 
 def _sizes(state: dict[str, Tensor], **settings) -> SamConfig:

@@ -130,7 +130,6 @@ def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
     for row in rows:
         row |= {"key_question": str(row["key_question"]), "images_list": [_png(x) for x in row["images_list"]]}
     path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         Dataset.from_list(rows, features=features).to_parquet(part)
     return path

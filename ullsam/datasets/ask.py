@@ -51,6 +51,8 @@ class Server:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise InputError(f"--base-url {self.base_url} is no web address; give one such as http://localhost:8000/v1.")
+        if self.timeout <= 0:
+            raise InputError(f"--timeout is {self.timeout:g}; give seconds, more than 0.")
 
 
 def caption_folder(
@@ -70,15 +72,21 @@ def caption_folder(
     Raises:
         InputError: the server refuses, or keeps failing; what was answered stays, and the next run goes on from there.
     """
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; give 1 or more.")
     corpus, path, members = Corpus(folder), Path(folder) / "captions.jsonl", team()
     _put_together(path)
     done = {row["file"] for row in read_lines(path)}
     records = corpus.select(split)
     missing = share([record for record in records if record.file not in done])
     part = path.with_suffix(f".{members.process_index}.part") if members.num_processes > 1 else path
-    with part.open("a", encoding="utf-8") as file:
-        say = say if members.is_main_process else None
-        _ask_all(missing, server, workers, _Journal(file, server.model, len(missing), say))
+    say = say if members.is_main_process else None
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            _ask_all(missing, server, workers, _Journal(file, server.model, len(missing), say))
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
     _put_together(path)
     return len(records)
 

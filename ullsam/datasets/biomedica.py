@@ -79,10 +79,10 @@ class ShardStream:
         try:
             yield
         except Exception as error:  # datasets and the hub raise many kinds
-            raise InputError(
-                f"{self.shards} could not be read ({reason(error)}); accept the terms on the dataset's page, run "
-                "`hf auth login`, and run the same command again: it goes on where it stopped."
-            ) from error
+            shards = self.shards if isinstance(self.shards, str) else ", ".join(self.shards)
+            remedy = "accept the terms on the dataset's page, run `hf auth login`," if "://" in shards else "get them again"
+            raise InputError(f"{shards} could not be read ({reason(error)}); {remedy} and run the same command again: it "
+                             "goes on where it stopped.") from error  # fmt: skip
 
 
 def save_pairs(
@@ -100,6 +100,9 @@ def save_pairs(
 
     Returns:
         The number of pairs in the folder.
+
+    Raises:
+        InputError: the stream cannot be read, or has no such pair, or the disk is full.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     table, place = folder / "captions.jsonl", folder / "place.json"
@@ -121,6 +124,8 @@ def save_pairs(
                 write_atomic(place, json.dumps(samples.state_dict()).encode("utf-8"))
             if len(known) >= most:
                 break
+    if not known:
+        raise InputError(f"No microscopy picture with a caption came for {folder}; check the names of the shards.")
     return len(known)
 
 

@@ -19,7 +19,7 @@ from skimage.measure import label
 
 from ullsam.data.io import png, read_image, read_labels, to_rgb8, to_square, write_atomic, write_labels
 from ullsam.data.mixture import is_grey
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 MIN_AREA = 12  # pixels of the written mask; smaller pieces are left out
 CARVED = {"val": 0.1, "test": 0.15}  # share of images that a split gets where the dataset has none
@@ -119,8 +119,8 @@ class Writer:
             image = to_rgb8(image, item.note)
             if labels.shape != image.shape[:2]:
                 raise InputError(f"the image has {image.shape[:2]} pixels but its mask {labels.shape}.")
-        except (InputError, OSError, ValueError, KeyError) as error:  # whatever a damaged file makes its library say
-            self.skipped.append(f"{item.note}: {error}")
+        except Exception as error:  # a damaged file makes its library say one of many things
+            self.skipped.append(f"{item.note}: {reason(error)}")
             return False
         if side is not None:
             image, labels = square(image, labels, side)

@@ -69,8 +69,8 @@ def download(remote: Remote, folder: Path) -> Path:
     try:
         return Path(pooch.retrieve(remote.url, known, path.name, path.parent, downloader=downloader))
     except requests.RequestException as error:
-        raise InputError(f"{remote.url} could not be downloaded ({reason(error)[:200]}); run the same command again, it "
-                         f"goes on where it stopped, {by_hand}.") from error  # fmt: skip
+        raise InputError(f"{remote.url} could not be downloaded ({_why(error)}); run the same command again, it goes on "
+                         f"where it stopped, {by_hand}.") from error  # fmt: skip
     except ValueError as error:
         raise InputError(f"{remote.url} gave another file than expected (its sha256 differs); run the same command again, "
                          f"{by_hand}.") from error  # fmt: skip
@@ -78,6 +78,15 @@ def download(remote: Remote, folder: Path) -> Path:
         raise InputError(
             f"{path} could not be written ({error.strerror}); free some space and run the same command again."
         ) from error
+
+
+def _why(error: requests.RequestException) -> str:
+    """What went wrong in a few words; what requests says of a missing connection is a page of its insides."""
+    if isinstance(error, requests.Timeout):  # of connecting, too
+        return "the server does not answer"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not valid"
+    return "no connection" if isinstance(error, requests.ConnectionError) else reason(error)[:200]
 
 
 def unpack(folder: Path) -> None:
@@ -141,7 +150,9 @@ TORCH_EM = {
 
 
 def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
-    """Lets torch-em fetch a set, each part in one step; False where it or what it needs is not installed.
+    """Lets torch-em fetch a set into `folder`/torch_em; False where it or what it needs is not installed.
+
+    Parts that are whole wait in a folder beside `folder` until all are there, so that no reader sees half of a set.
 
     Raises:
         InputError: torch-em could not fetch it.
@@ -149,20 +160,29 @@ def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
     parts, needs = TORCH_EM.get(dataset.name, (None, ""))
     if parts is None or not all(importlib.util.find_spec(name) for name in ("torch_em", needs)):
         return False
+    waiting = folder.with_name(f".{folder.name}.fetching")
     try:
-        for target, get in parts(folder):
-            if target.is_dir():
-                continue
-            partial = target.with_name(f".{target.name}.partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            get(str(partial))
-            os.replace(partial, target)
+        for target, get in parts(waiting):
+            if not target.is_dir():
+                _whole_part(target, get)
+        os.replace(waiting, folder / "torch_em")
     except (Exception, SystemExit) as error:  # whatever torch-em, gdown or kaggle raise
         raise InputError(
             f"{dataset.name} could not be fetched by torch-em ({reason(error)[:200]}); {by_hand(dataset, folder)}"
         ) from error
     return True
+
+
+def _whole_part(target: Path, get: Callable[[str], object]) -> None:
+    """Makes the folder `target` of what `get` writes, or leaves nothing."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        get(str(partial))
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def by_hand(dataset: Dataset, folder: Path) -> str:
@@ -177,7 +197,10 @@ def fetch(dataset: Dataset, folder: Path) -> None:
     Raises:
         InputError: a download or an archive fails.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); name another folder with --out.") from error
     for remote in dataset.files:
         target = folder / remote.name
         if target.suffix != ".zip" or not target.with_suffix("").is_dir():  # an unpacked archive may be deleted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ullsam.datasets.convert import Item, prepare, write_corpus
 from ullsam.datasets.fetch import by_hand, fetch, fetch_with_torch_em
 from ullsam.datasets.open_sets import open_dataset, open_names, read_open
 from ullsam.datasets.table import DATASETS, Dataset, find, quota
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 GROUPS = ("all", "in_domain", "out_of_domain", "open")
 
@@ -85,6 +84,6 @@ def _read(dataset: Dataset, downloads: Path) -> list[Item]:
         return reader(downloads)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"A file of {dataset.title} in {downloads} cannot be read ({error}); delete it and run the same "
-                         "command again.") from error  # fmt: skip
+    except Exception as error:  # the libraries of the formats raise many kinds where a file is damaged
+        raise InputError(f"A file of {dataset.title} in {downloads} cannot be read ({reason(error)}); delete it and run the "
+                         "same command again.") from error  # fmt: skip
