@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import tempfile
 from importlib.util import find_spec
@@ -81,7 +82,8 @@ class LanguageModel(nn.Module):
         start.past_key_values.batch_repeat_interleave(len(options))
         rows = [torch.tensor(self.ids(option + self.config.end), device=x.device) for option in options]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (options, T), a causal model does not see the padding
-        states = self.lm.model(input_ids=ids, past_key_values=start.past_key_values).last_hidden_state
+        name = _cache_argument(self.lm.model)
+        states = self.lm.model(input_ids=ids, **{name: start.past_key_values}).last_hidden_state
         first = start.last_hidden_state[:, -1:].expand(len(options), -1, -1)
         logits = self.lm.lm_head(torch.cat([first, states[:, :-1]], dim=1)).float()  # the state before predicts a token
         scores = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]  # (options, T)
@@ -186,6 +188,11 @@ def load_llm(config: LlmConfig, pretrained: bool = True, half: bool = False) -> 
     if config.lora_rank:
         lm = add_lora(lm, config)
     return LanguageModel(lm.eval().requires_grad_(False), tokenizer, config)
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """What `model` calls the states that it has read before; transformers is changing that, model by model."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _load_hugging_face(folder: str | Path, pretrained: bool, dtype: torch.dtype | str):
