@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ullsam.markdown import table_head, table_row
-from ullsam.reproduce_report import verdicts
-from ullsam.reproduce_tables import TABLES
+from ullsam.reproduce_report import Verdict, verdicts
+from ullsam.reproduce_tables import TABLES, Table
 
 SPEED = {
     "click_ms": "one click, any image size, ms", "ready_with_knowledge_s": "image ready, with knowledge, s",
@@ -54,26 +54,32 @@ def _ratio(result: dict, who: str, work: str) -> str:
 
 
 def claims_table(measured: dict[str, dict]) -> str:
-    """One row for each of the paper's claims, from the first of several results that measured its table.
+    """One row for each of the paper's claims, from the first of several results that measured it.
 
     Args:
         measured: budget -> what `python -m ullsam reproduce` wrote, the largest budget first.
     """
     rows = table_head(["", "claim", "Dice, paper", "Dice, here (95 % interval)", "", "budget, seeds"])
-    for name in TABLES:
-        budget = next((b for b, results in measured.items() if verdicts(TABLES[name], results)), None)
-        rows += _claims(name, budget, measured[budget]) if budget else []
+    for table in TABLES.values():
+        found = {}
+        for budget, results in measured.items():
+            for v in verdicts(table, results):
+                found.setdefault((v.better, v.worse), (v, f"{budget}, {_seeds(table, v, results)}"))
+        rows += [_claim(table, *claim) for claim in found.values() if claim[0].asked == "paper"]
     used = " ".join(f"{name}: {_conditions(results)}." for name, results in measured.items())
     note = f"Each arm starts from uSAM-tiny. {used} Every number: {', '.join(_place(name) for name in measured)}."
     return "\n".join(["**The paper's tables and figures at tiny scale**:\n", *rows, f"\n{note}\n"])
 
 
-def _claims(name: str, budget: str, results: dict) -> list[str]:
-    table = TABLES[name]
-    seeds = min(len(results["rows"].get(row.key, {})) or 99 for row in table.rows)
-    return [table_row([table.title.split(":")[0], f"{v.better} > {v.worse}", "" if v.paper is None else f"{v.paper:+.3f}",
-                  f"{v.ours:+.3f} ({v.low:+.3f} to {v.high:+.3f})", v.word, f"{budget}, {seeds}"])
-            for v in verdicts(table, results) if v.asked == "paper"]  # fmt: skip
+def _seeds(table: Table, verdict: Verdict, results: dict) -> int:
+    """How many seeds both of a claim's rows were measured with."""
+    labels = (verdict.better, verdict.worse)
+    return min(len(results["rows"][row.key]) for row in table.rows if row.label in labels)
+
+
+def _claim(table: Table, v: Verdict, origin: str) -> str:
+    return table_row([table.title.split(":")[0], f"{v.better} > {v.worse}", "" if v.paper is None else f"{v.paper:+.3f}",
+                      f"{v.ours:+.3f} ({v.low:+.3f} to {v.high:+.3f})", v.word, origin])  # fmt: skip
 
 
 def _conditions(results: dict) -> str:

@@ -295,8 +295,6 @@ def _same(conditions: dict) -> dict:
     return conditions | {"budget": {k: v for k, v in conditions["budget"].items() if k != "seeds"}}
 
 
-
-
 def _table(name: str) -> Table:
     if name not in TABLES:
         raise InputError(f"There is no table {name!r}; choose one of {', '.join(TABLES)}.")

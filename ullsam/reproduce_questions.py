@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ullsam.errors import InputError
+from ullsam.markdown import table_head, table_row
 
 FILES = {"tiny": "microvqa_tiny.json", "random": "microvqa_random.json"}
 COMMANDS = (
@@ -73,6 +74,6 @@ def verdict(answers: list[Answers]) -> str:
 def markdown(answers: list[Answers]) -> str:
     """Table 6 as Markdown."""
     rows = [(f"{a.label} (here)", a.values) for a in answers] + [(f"{name} (paper)", v) for name, v in PAPER.items()]
-    lines = [f"| {label} | {' | '.join(f'{v:.3f}' for v in values)} |" for label, values in rows]
-    head = ["| | all | V | H | E |", "| --- | --- | --- | --- | --- |"]
+    lines = [table_row([label, *(f"{v:.3f}" for v in values)]) for label, values in rows]
+    head = table_head(["", "all", "V", "H", "E"])
     return "\n".join(["**Table 6: questions about images**\n", *head, *lines, "", f"* {verdict(answers)}", f"* {NOTE}"])

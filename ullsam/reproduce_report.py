@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ullsam.markdown import table_head, table_row
 from ullsam.reproduce_tables import DOMAINS, ONE, SBR, TABLES, Row, Table
 
 DRAWS = 2000  # bootstrap samples of images
@@ -146,7 +147,7 @@ def _one(name: str, results: dict) -> str:
     claims = verdicts(table, results)
     if not claims:
         return ""
-    head = ["| | Dice | SA | paper: Dice | SA |", "| --- | --- | --- | --- | --- |"]
+    head = table_head(["", "Dice", "SA", "paper: Dice", "SA"])
     said = [summary(table, results), *(verdict.sentence for verdict in claims)]
     said += [origin(results)] if name == "table3" else []
     return "\n".join([f"**{table.title}**\n", *head, *lines, "", *(f"* {text}" for text in [*said, table.note] if text)])
@@ -157,4 +158,4 @@ def _line(row: Row, sets: Sets) -> str:
     if deviation is not None:
         numbers = [f"{x} ± {s:.3f}" for x, s in zip(numbers, deviation, strict=True)]
     paper = [f"{x:.3f}" for x in row.paper] if row.paper else ["", ""]
-    return f"| {' | '.join([row.label, *numbers, *paper])} |"
+    return table_row([row.label, *numbers, *paper])

@@ -15,6 +15,7 @@ from torch import nn
 from ullsam.checkpoints.files import check_names, check_shapes
 from ullsam.errors import InputError, reason
 
+WHOLE = "download the whole repository of the model again"
 CONFIGS = ("*.json", "tokenizer.model")
 WEIGHTS = (*CONFIGS, "*.safetensors")
 
@@ -41,9 +42,6 @@ def local_folder(name: str | Path, files: tuple[str, ...] = WEIGHTS) -> Path:
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise InputError(f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason(error)}); "
                          "download it elsewhere and give its folder.") from error  # fmt: skip
-
-
-WHOLE = "download the whole repository of the model again"
 
 
 def load_model(kind, folder: str | Path, partial: bool = False, remedy: str = WHOLE, **options) -> nn.Module:

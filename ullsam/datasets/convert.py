@@ -86,8 +86,8 @@ def write_corpus(
         writer = Writer(partial)
         fill(writer)
         if not writer.rows:
-            reason = f" ({writer.skipped[0]})" if writer.skipped else ""
-            raise InputError(f"No image of {folder.name} can be used{reason}; look at the files that were downloaded.")
+            why = f" ({writer.skipped[0]})" if writer.skipped else ""
+            raise InputError(f"No image of {folder.name} can be used{why}; look at the files that were downloaded.")
         writer.write_tables(meta)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, folder)

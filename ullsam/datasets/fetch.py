@@ -96,22 +96,30 @@ def unpack(folder: Path) -> None:
         InputError: a zip file is damaged, or the disk is full.
     """
     for archive in sorted(folder.glob("*.zip")):
-        target, partial = archive.with_suffix(""), archive.with_name(f".{archive.stem}.partial")
+        target = archive.with_suffix("")
         if target.is_dir():
             continue
-        shutil.rmtree(partial, ignore_errors=True)
         try:
             with zipfile.ZipFile(archive) as file:
-                file.extractall(partial)
-            os.replace(partial, target)
+                _whole_folder(target, file.extractall)
         except (zipfile.BadZipFile, EOFError) as error:
             raise InputError(f"{archive} is damaged ({error}); delete it and run the same command again.") from error
         except OSError as error:
             raise InputError(
                 f"{archive} could not be unpacked ({error.strerror}); free some space and try again."
             ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _whole_folder(target: Path, fill: Callable[[str], object]) -> None:
+    """Makes the folder `target` of what `fill` writes into the folder it is given, or leaves nothing."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fill(str(partial))
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _plantseg(folder: Path) -> Iterable[tuple[Path, Callable[[str], object]]]:
@@ -164,25 +172,13 @@ def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
     try:
         for target, get in parts(waiting):
             if not target.is_dir():
-                _whole_part(target, get)
+                _whole_folder(target, get)
         os.replace(waiting, folder / "torch_em")
     except (Exception, SystemExit) as error:  # whatever torch-em, gdown or kaggle raise
         raise InputError(
             f"{dataset.name} could not be fetched by torch-em ({reason(error)[:200]}); {by_hand(dataset, folder)}"
         ) from error
     return True
-
-
-def _whole_part(target: Path, get: Callable[[str], object]) -> None:
-    """Makes the folder `target` of what `get` writes, or leaves nothing."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        get(str(partial))
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def by_hand(dataset: Dataset, folder: Path) -> str:
