@@ -3,31 +3,37 @@
 A name is imported when it is first used, so that `import ullsam` does not wait for PyTorch.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "compare": ["compare_vlsa"],
+    "evaluation.compare": ["compare_vlsa"],
     "config": ["PRESETS", "LlmConfig", "ModelConfig", "SamConfig", "TrainConfig", "fast", "preset"],
     "data.corpus": ["Corpus", "Sample", "data_root", "find_corpora"],
     "data.io": ["Square", "from_square", "read_image", "read_labels", "to_rgb8", "to_square", "write_labels"],
     "data.mixture": ["Mixture"],
     "data.synthetic": ["STYLES", "generate"],
     "errors": ["InputError"],
-    "evaluate": ["evaluate", "format_table"],
+    "evaluation.protocol": ["evaluate", "format_table"],
     "model": ["ULLSAM", "load", "shipped"],
     "predictor": ["Prediction", "Predictor"],
     "sam": ["ImageFeatures", "Prompts", "build_sam", "decode_masks", "encode_image", "encode_prompts"],
     "sbr": ["SbrConfig", "SbrPoints", "sample_instances", "sample_points", "sbr_regions"],
     "train": ["STAGES", "fit"],
     "vlsa": [
-        "VLSA", "VisionProjection", "VlsaShape", "build_vlsa", "check_vlsa", "pixel_shuffle", "pixel_unshuffle",
-        "register_vlsa", "vlsa_names",
+        "VLSA",
+        "VisionProjection",
+        "VlsaShape",
+        "build_vlsa",
+        "check_vlsa",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "register_vlsa",
+        "vlsa_names",
     ],
-}  # fmt: skip
+}
+_ROOMS = ("checkpoints", "data", "evaluation", "lab", "losses", "plots", "sbr", "tiny", "vlsa", "widgets")
 _MODULES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
 __all__ = sorted([*_MODULES, "show"])
 
@@ -35,7 +41,7 @@ __all__ = sorted([*_MODULES, "show"])
 def __getattr__(name: str):
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
-    if name in _PLACES or name == "data":
+    if name in _ROOMS:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -49,18 +55,3 @@ def show(thing) -> None:
     import inspect
 
     print(inspect.getsource(thing))
-
-
-class _Package(ModuleType):
-    """Keeps the name `evaluate` for the function: importing the module of that name would store the module there."""
-
-    @property
-    def evaluate(self):
-        return __getattr__("evaluate")
-
-    @evaluate.setter
-    def evaluate(self, module: ModuleType) -> None:
-        pass
-
-
-sys.modules[__name__].__class__ = _Package

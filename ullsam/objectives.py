@@ -18,7 +18,7 @@ def feature_spread(states: Tensor) -> Tensor:
 
 
 def _encode(model: ULLSAM, batch: dict) -> ImageFeatures:
-    return model.encode(normalise(batch["image"], model.config.sam.preprocessing, batch["shown"]), batch["origin"])
+    return model.encode(normalise(batch["image"], model.config.sam.preprocessing, batch["valid_mask"]), batch["origin"])
 
 
 class CaptionObjective(nn.Module):

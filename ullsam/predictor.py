@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ullsam.accel.upsampling import enlarge_masks
 from ullsam.data.io import Square, to_rgb8
-from ullsam.enlarge import enlarge_masks
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.sam import ImageFeatures, Prompts
@@ -142,8 +142,9 @@ class Predictor:
         views = self._ready()[-1:] if "masks" in given else self._views  # mask prompts are of the whole canvas
         kinds = slice(1, None) if multimask else slice(0, 1)
         chunks = _chunks(given)
-        masks, scores, logits = (np.concatenate(x) for x in zip(*(self._decode(c, views, use_vlk, kinds) for c in chunks),
-                                                                 strict=True))  # fmt: skip
+        masks, scores, logits = (
+            np.concatenate(x) for x in zip(*(self._decode(c, views, use_vlk, kinds) for c in chunks), strict=True)
+        )
         return Prediction(*(x if multimask else x[:, 0] for x in (masks, scores, logits)))
 
     def describe(self, question: str | None = None, max_new_tokens: int = 96, on_text=None) -> str:
@@ -206,9 +207,7 @@ class Predictor:
             given["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
         counts = {len(v) for v in given.values()}
         if len(counts) > 1:
-            raise InputError(
-                f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}."
-            )
+            raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
         return given
 
 
@@ -223,9 +222,7 @@ def _numbers(values, name: str, last: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise InputError(f"The {name} are not numbers ({error}).") from error
     if array.size == 0 or array.shape[-1] != last or not np.isfinite(array).all():
-        raise InputError(
-            f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}."
-        )
+        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}.")
     return array
 
 
@@ -234,18 +231,14 @@ def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np
     if points.ndim == 2:
         points, labels = points[None], labels[None]  # (P, 2) -> (1, P, 2)
     if points.ndim != 3 or labels.shape != points.shape[:2]:
-        raise InputError(
-            f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P)."
-        )
+        raise InputError(f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P).")
     if not np.isin(labels, (0, 1)).all():
         raise InputError("Labels must be 1 (inside) or 0 (outside).")
     h, w = size
     outside = (points < -0.5) | (points > np.array([w - 0.5, h - 0.5]))  # a pixel reaches half a pixel around its centre
     if outside.any():
         x, y = points[outside.any(-1)][0]
-        raise InputError(
-            f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y)."
-        )
+        raise InputError(f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y).")
     return points, labels
 
 
@@ -254,9 +247,7 @@ def _check_boxes(box, size: tuple[int, int]) -> np.ndarray:
     h, w = size
     low, high = boxes[:, :2], boxes[:, 2:]
     if boxes.ndim != 2 or (low >= high).any() or (high < 0).any() or (low > [w - 1, h - 1]).any():
-        raise InputError(
-            f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels."
-        )
+        raise InputError(f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels.")
     return boxes.clip(0, [w - 1, h - 1, w - 1, h - 1])
 
 
@@ -264,7 +255,5 @@ def _check_masks(mask, side: int) -> np.ndarray:
     masks = _numbers(mask, "mask logits", side)
     masks = masks[None] if masks.ndim == 2 else masks
     if masks.shape[1:] != (side, side):
-        raise InputError(
-            f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction."
-        )
+        raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
     return masks

@@ -11,10 +11,10 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ullsam.attention import FastBlock, from_windows, quick_linear, relative_attention, to_windows
+from ullsam.accel.attention import FastBlock, from_windows, quick_linear, relative_attention, to_windows
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
-from ullsam.fine import Clicks, ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
+from ullsam.tiny.modules import Clicks, ConvStem, FineMaskDecoder, FinePath, Summary, instance_norm, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -86,25 +86,24 @@ class FastAttention(Attention):
 def build_sam(config: SamConfig) -> Sam:
     """A SAM of the given size with random weights, made of segment_anything's classes."""
     if config.image_size % config.patch_size or config.stem and config.patch_size != 16:
-        raise InputError(
-            f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16."
-        )
-    sam = Sam(
-        _image_encoder(config),
-        _prompt_encoder(config),
-        _mask_decoder(config),
-        list(PIXEL_MEAN),
-        list(PIXEL_STD),
-    )
+        raise InputError(f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16.")
+    sam = Sam(_image_encoder(config), _prompt_encoder(config), _mask_decoder(config), list(PIXEL_MEAN), list(PIXEL_STD))
     return sam.eval()
 
 
 def _image_encoder(c: SamConfig) -> ImageEncoderViT:
     encoder = ImageEncoderViT(
-        img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads,
-        out_chans=c.out_chans, norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=c.use_rel_pos,
-        window_size=c.window_size, global_attn_indexes=c.global_attn_indexes,
-    )  # fmt: skip
+        img_size=c.image_size,
+        patch_size=c.patch_size,
+        embed_dim=c.embed_dim,
+        depth=c.depth,
+        num_heads=c.num_heads,
+        out_chans=c.out_chans,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=c.use_rel_pos,
+        window_size=c.window_size,
+        global_attn_indexes=c.global_attn_indexes,
+    )
     for i, block in enumerate(encoder.blocks):
         attention = FastAttention(c.embed_dim, c.num_heads, c.use_rel_pos, block.window_size or c.grid, c.qk_norm)
         encoder.blocks[i] = FastBlock(block.norm1, attention, block.norm2, block.mlp, block.window_size)
@@ -131,9 +130,11 @@ def _start_small(encoder: ImageEncoderViT, depth: int) -> None:
 
 def _prompt_encoder(c: SamConfig) -> PromptEncoder:
     encoder = PromptEncoder(
-        embed_dim=c.out_chans, image_embedding_size=(c.grid, c.grid), input_image_size=(c.image_size, c.image_size),
+        embed_dim=c.out_chans,
+        image_embedding_size=(c.grid, c.grid),
+        input_image_size=(c.image_size, c.image_size),
         mask_in_chans=c.mask_in_chans,
-    )  # fmt: skip
+    )
     encoder.pe_layer.positional_encoding_gaussian_matrix *= c.position_scale
     with torch.no_grad():  # places count for more than kinds at first, see instance_norm
         encoder.no_mask_embed.weight.mul_(0.1)
@@ -161,11 +162,11 @@ def _match_places(transformer: TwoWayTransformer, gain: float = 3.0) -> None:
         attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
-def normalise(pixels: Tensor, preprocessing: str, shown: Tensor | None = None) -> Tensor:
+def normalise(pixels: Tensor, preprocessing: str, valid_mask: Tensor | None = None) -> Tensor:
     """uint8 (B, S, S, 3) -> float (B, 3, S, S), by SAM's mean and deviation or to 0..1 as the official uLLSAM code.
 
     Args:
-        shown: bool (B, S, S), False where there is padding, which for SAM is 0 after normalising (for the official code
+        valid_mask: bool (B, S, S), False where there is padding, which for SAM is 0 after normalising (for the official code
             before it); None where there is none.
     """
     x = pixels.permute(0, 3, 1, 2).contiguous().float()  # (B, S, S, 3) -> (B, 3, S, S)
@@ -173,7 +174,7 @@ def normalise(pixels: Tensor, preprocessing: str, shown: Tensor | None = None) -
         return x / 255
     mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     x = (x - mean) / std
-    return x if shown is None else x * shown[:, None]
+    return x if valid_mask is None else x * valid_mask[:, None]
 
 
 def encode_image(encoder: ImageEncoderViT, pixels: Tensor, origin: tuple[int, int] = (0, 0)) -> ImageFeatures:
@@ -216,7 +217,11 @@ def encode_prompts(encoder: PromptEncoder, prompts: Prompts) -> tuple[Tensor, Te
 
 
 def decode_masks(
-    decoder: MaskDecoder, features: ImageFeatures, image_pe: Tensor, sparse: Tensor, dense: Tensor,
+    decoder: MaskDecoder,
+    features: ImageFeatures,
+    image_pe: Tensor,
+    sparse: Tensor,
+    dense: Tensor,
     clicks: Clicks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mask logits of all prompts of all images in one pass; equal to segment_anything's decoder for one image.

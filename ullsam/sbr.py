@@ -36,8 +36,10 @@ class SbrConfig:
     def __post_init__(self):
         low, high = self.ring
         if not 0 <= low <= high or min(self.erosion, self.dilation) < 0 or self.reference_side <= 0:
-            raise InputError(f"The distances of {self} are not usable; give 0 <= ring[0] <= ring[1], "
-                             "erosion >= 0, dilation >= 0 and reference_side > 0.")
+            raise InputError(
+                f"The distances of {self} are not usable; give 0 <= ring[0] <= ring[1], "
+                "erosion >= 0, dilation >= 0 and reference_side > 0."
+            )
 
     def steps(self, distance: float, shape: tuple[int, int]) -> int:
         """Steps of the cross element for `distance` on an image of `shape` (H, W); zero stays zero."""
@@ -73,8 +75,15 @@ class SbrRegions:
     outside: np.ndarray  # O of Eq. 4
 
 
-def sample_points(labels: np.ndarray, instance: int, rng: np.random.Generator, n_pos: int = 1, n_neg: int = 3,
-                  config: SbrConfig = SbrConfig(), bounds: tuple | None = None) -> SbrPoints:
+def sample_points(
+    labels: np.ndarray,
+    instance: int,
+    rng: np.random.Generator,
+    n_pos: int = 1,
+    n_neg: int = 3,
+    config: SbrConfig = SbrConfig(),
+    bounds: tuple | None = None,
+) -> SbrPoints:
     """Sample the SBR points of one instance.
 
     Points of the core, the ring and the outside are distinct; those of the last branch, "anywhere", may
@@ -124,8 +133,14 @@ def sbr_regions(labels: np.ndarray, config: SbrConfig = SbrConfig(), instance: i
     return SbrRegions(near.whole(near.core()), near.whole(near.ring()), near.outside())
 
 
-def sample_instances(labels: np.ndarray, rng: np.random.Generator, max_instances: int = 4, n_pos: int = 1,
-                     n_neg: int = 3, config: SbrConfig = SbrConfig()) -> tuple[np.ndarray, ...]:
+def sample_instances(
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    max_instances: int = 4,
+    n_pos: int = 1,
+    n_neg: int = 3,
+    config: SbrConfig = SbrConfig(),
+) -> tuple[np.ndarray, ...]:
     """Choose instances without replacement and sample the SBR points of each.
 
     An instance that fills the image leaves no room for a negative point and is never chosen when n_neg > 0.
@@ -154,8 +169,7 @@ def sample_instances(labels: np.ndarray, rng: np.random.Generator, max_instances
     return ids, points, point_labels
 
 
-def sample_box(labels: np.ndarray, instance: int, rng: np.random.Generator,
-               jitter: float = 0.0) -> np.ndarray:
+def sample_box(labels: np.ndarray, instance: int, rng: np.random.Generator, jitter: float = 0.0) -> np.ndarray:
     """Return the bounding box of an instance, each edge moved by up to `jitter` times the box's own side.
 
     Args:
@@ -271,8 +285,10 @@ def _negatives(near: _Neighbourhood, rng: np.random.Generator, count: int) -> tu
         return _points(rng.choice(candidates, count, replace=False), width), "outside"
     candidates = np.flatnonzero(near.labels != near.instance)
     if not len(candidates):
-        raise InputError(f"Instance {near.instance} fills the whole image, so no negative point exists; "
-                         "ask for n_neg=0 or use a larger crop.")
+        raise InputError(
+            f"Instance {near.instance} fills the whole image, so no negative point exists; "
+            "ask for n_neg=0 or use a larger crop."
+        )
     return _points(rng.choice(candidates, count), width), "anywhere"
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ullsam.checkpoints.files import read_torch, whole
+from ullsam.accel.checkpointing import less_memory
+from ullsam.accel.distributed import shard_like, shard, distributed_state, full_tensor, wants_shards
 from ullsam.config import TrainConfig
-from ullsam.data.views import Mixture, TrainViews, ViewConfig
+from ullsam.data.augment import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError
+from ullsam.files import read_torch, whole
 from ullsam.model import ULLSAM
 from ullsam.objectives import CaptionObjective, EncoderObjective, SegmentationObjective
-from ullsam.parallel import divided_like, shard, team, together, wants_shards
-from ullsam.recompute import less_memory
 from ullsam.sam import Prompts
 from ullsam.sbr import SbrConfig, sample_box, sample_instances
 
@@ -83,7 +83,7 @@ class Batches(Dataset):
         size = self.config.batch_size
         views = [self.views[index * size + i] for i in range(size)]
         origin = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
-        batch = {key: torch.from_numpy(np.stack([v[key] for v in views])) for key in ("image", "shown")}
+        batch = {key: torch.from_numpy(np.stack([v[key] for v in views])) for key in ("image", "valid_mask")}
         batch["origin"] = origin
         if self.captions:
             batch["caption"] = [first_sentences(v["caption"], self.config.sentences) for v in views]
@@ -153,9 +153,13 @@ def build_optimizer(named: list[tuple[str, nn.Parameter]], config: TrainConfig) 
 
 
 def fit(
-    model: ULLSAM, config: TrainConfig, mixture: Mixture, folder: str | Path,
-    progress: bool = True, on_log: Callable[[dict], None] | None = None,
-) -> list[dict]:  # fmt: skip
+    model: ULLSAM,
+    config: TrainConfig,
+    mixture: Mixture,
+    folder: str | Path,
+    progress: bool = True,
+    on_log: Callable[[dict], None] | None = None,
+) -> list[dict]:
     """Trains one stage, or goes on where a run in `folder` stopped.
 
     Processes that a launcher started (see `parallel.py`) train together: each takes every n-th batch, their gradients are
@@ -195,7 +199,7 @@ def _accelerator(config: TrainConfig):
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import patch_environment
 
-    team()
+    distributed_state()
     shared = DistributedDataParallelKwargs(find_unused_parameters=config.stage == 3)
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # weights are divided by `shard`, with and without GPUs
         return Accelerator(mixed_precision="no", gradient_accumulation_steps=config.accumulate, kwargs_handlers=[shared])
@@ -227,15 +231,16 @@ class _Run:
     def _shard(self, model: ULLSAM, objective: nn.Module, stage: Stage) -> None:
         """Leaves this process its part of every weight; the trained ones are new objects afterwards."""
         if 0 < self.config.box_share < 1 and self.config.stage == 3:
-            raise InputError("With --use_fsdp all batches must use the same weights; set box_share to 0 or 1, or leave "
-                             "--use_fsdp out.")  # fmt: skip
+            raise InputError(
+                "With --use_fsdp all batches must use the same weights; set box_share to 0 or 1, or leave --use_fsdp out."
+            )
         language = [] if model.llm is None else model.llm.lm.model.layers
         shard(objective, [*model.sam.image_encoder.blocks, *language])
         self.named = _trained(model, objective, stage)
 
     def whole(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors as a whole, for the process that writes; the others help to collect divided ones and keep none."""
-        pairs = ((name, together(x)) for name, x in state.items())
+        pairs = ((name, full_tensor(x)) for name, x in state.items())
         return {name: x for name, x in pairs if self.accelerator.is_main_process}
 
     def train(self, batches: Batches, progress: bool, on_log) -> None:
@@ -298,10 +303,14 @@ class _Run:
     def _save(self) -> None:
         """Everything that the rest of the run depends on, in one file that is complete or absent."""
         state = {
-            "config": asdict(self.config), "processes": self.accelerator.num_processes, "step": self.step,
-            "seconds": self.seconds, "logs": self.logs, "model": self.whole(dict(self.named)),
+            "config": asdict(self.config),
+            "processes": self.accelerator.num_processes,
+            "step": self.step,
+            "seconds": self.seconds,
+            "logs": self.logs,
+            "model": self.whole(dict(self.named)),
             "optimizer": self._whole_optimizer(),
-        }  # fmt: skip
+        }
         if self.accelerator.is_main_process:
             with whole(self.folder / "checkpoint.pt") as part:
                 torch.save(state, part)
@@ -339,7 +348,7 @@ def _trained(model: ULLSAM, objective: nn.Module, stage: Stage) -> list[tuple[st
 def _divided(state: dict, optimizer: torch.optim.Optimizer) -> dict:
     """The state of an optimiser as this process keeps it where its parameters are divided."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    parts = {i: {k: divided_like(parameters[i], x) for k, x in part.items()} for i, part in state["state"].items()}
+    parts = {i: {k: shard_like(parameters[i], x) for k, x in part.items()} for i, part in state["state"].items()}
     return state | {"state": parts}
 
 

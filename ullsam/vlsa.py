@@ -109,9 +109,7 @@ def register_vlsa(name: str) -> Callable[[type[VLSA]], type[VLSA]]:
         if name in _BUILT_IN or name == "none":
             raise InputError(f"{name!r} is a built-in VLSA variant; give yours another name.")
         if not (isinstance(cls, type) and issubclass(cls, VLSA)):
-            raise InputError(
-                f"{getattr(cls, '__name__', cls)} must derive from ullsam.VLSA: class Mine(ullsam.VLSA)."
-            )
+            raise InputError(f"{getattr(cls, '__name__', cls)} must derive from ullsam.VLSA: class Mine(ullsam.VLSA).")
         _REGISTERED[name] = cls
         return cls
 
@@ -127,9 +125,7 @@ def build_vlsa(name: str, shape: VlsaShape, **options) -> VLSA:
     """A new module of the variant `name`; unknown names are an error that lists the known ones."""
     variants = _BUILT_IN | _REGISTERED
     if name not in variants:
-        raise InputError(
-            f"There is no VLSA variant {name!r}; known: {', '.join(vlsa_names())}. Did its cell run?"
-        )
+        raise InputError(f"There is no VLSA variant {name!r}; known: {', '.join(vlsa_names())}. Did its cell run?")
     return variants[name](shape, **options)
 
 
@@ -194,9 +190,7 @@ def to_grid(tokens: Tensor) -> Tensor:
     """Image tokens (B, N, X) back on their square grid (B, sqrt(N), sqrt(N), X)."""
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:
-        raise InputError(
-            f"{tokens.shape[1]} image tokens do not form a square grid; pass all tokens of one image."
-        )
+        raise InputError(f"{tokens.shape[1]} image tokens do not form a square grid; pass all tokens of one image.")
     return tokens.unflatten(1, (side, side))
 
 
@@ -214,14 +208,8 @@ def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
     tokens = round(shape.grid[0] * shape.grid[1] * shape.ratio**2)
     hidden = torch.randn(2, tokens, shape.llm_dim, generator=torch.Generator().manual_seed(0))
     knowledge = _attempt("forward", module, hidden)
-    _expect(
-        isinstance(knowledge, Tensor),
-        f"forward returns a {type(knowledge).__name__}, it must return a tensor",
-    )
-    _expect(
-        len(knowledge) == 2,
-        f"forward turns 2 images into {len(knowledge)} entries; keep the batch axis first",
-    )
+    _expect(isinstance(knowledge, Tensor), f"forward returns a {type(knowledge).__name__}, it must return a tensor")
+    _expect(len(knowledge) == 2, f"forward turns 2 images into {len(knowledge)} entries; keep the batch axis first")
     for count in (1, 5):
         outputs = _check_inject(module, knowledge[:1], count, shape)
     total = sum(x.sum() for x in outputs)
@@ -230,8 +218,12 @@ def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
     idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     _expect(not idle, f"no gradient reaches {', '.join(idle)}; use every parameter in forward or inject")
     parameters = sum(p.numel() for p in module.parameters())
-    return {"variant": name, "parameters": parameters, "knowledge": tuple(knowledge.shape[1:]),
-            "sparse": tuple(outputs[0].shape)}  # fmt: skip
+    return {
+        "variant": name,
+        "parameters": parameters,
+        "knowledge": tuple(knowledge.shape[1:]),
+        "sparse": tuple(outputs[0].shape),
+    }
 
 
 def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 
 import ullsam
 from tests.browser import driver
-from ullsam.evaluate import write_json
+from ullsam.evaluation.protocol import write_json
 
 WATCH = """canvas => {
   window.times = [];
@@ -65,15 +65,23 @@ def main():
         times, browser = measure(address, sample, args.clicks)
     result = {
         "what": "milliseconds from releasing the mouse button to the drawn mask, one point per click",
-        "median_ms": round(float(np.median(times)), 1), "p95_ms": round(float(np.percentile(times, 95)), 1),
-        "clicks": len(times), "times_ms": [round(t, 1) for t in times],
+        "median_ms": round(float(np.median(times)), 1),
+        "p95_ms": round(float(np.percentile(times, 95)), 1),
+        "clicks": len(times),
+        "times_ms": [round(t, 1) for t in times],
         "conditions": {
-            "front_end": "app.ipynb in Voila", "browser": browser, "image": f"{sample.labels.shape[1]} x "
-            f"{sample.labels.shape[0]} pixels", "model": "uLLSAM-tiny with knowledge", "threads": 1, "cores": os.cpu_count(),
-            "machine": platform.machine(), "load_before": round(load, 1), "note": args.note,
+            "front_end": "app.ipynb in Voila",
+            "browser": browser,
+            "image": f"{sample.labels.shape[1]} x {sample.labels.shape[0]} pixels",
+            "model": "uLLSAM-tiny with knowledge",
+            "threads": 1,
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "load_before": round(load, 1),
+            "note": args.note,
         },
         "command": f"python -m tests.benchmarks.bench_click --clicks {args.clicks}",
-    }  # fmt: skip
+    }
     write_json(args.out, result)
     print(f"median {result['median_ms']} ms, 95 % below {result['p95_ms']} ms, {len(times)} clicks; written to {args.out}")
 

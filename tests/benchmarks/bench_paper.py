@@ -18,14 +18,28 @@ from statistics import median
 import numpy as np
 
 from ullsam.errors import InputError
-from ullsam.evaluate import write_json
+from ullsam.evaluation.protocol import write_json
 
 OURS, THEIRS = "encoder ours", "encoder segment_anything"
 SCHEDULE = (
-    "gemm", f"{THEIRS} fp32", f"{OURS} fp32", f"{THEIRS} bf16", f"{OURS} bf16", "official inference", "inference",
-    "training", "click", f"{OURS} bf16", f"{THEIRS} bf16", f"{OURS} fp32", f"{THEIRS} fp32", "inference",
-    "training, least memory", "official training", "gemm",
-)  # fmt: skip
+    "gemm",
+    f"{THEIRS} fp32",
+    f"{OURS} fp32",
+    f"{THEIRS} bf16",
+    f"{OURS} bf16",
+    "official inference",
+    "inference",
+    "training",
+    "click",
+    f"{OURS} bf16",
+    f"{THEIRS} bf16",
+    f"{OURS} fp32",
+    f"{THEIRS} fp32",
+    "inference",
+    "training, least memory",
+    "official training",
+    "gemm",
+)
 FIRST_RUN = "official"  # parts whose name starts so are run once and not warmed up
 
 
@@ -76,9 +90,7 @@ def describe(visit: dict) -> str:
 def summarise(visits: list[dict]) -> dict:
     """Medians, FLOPs and shares of the machine's rate of each part; parts that failed keep their sentence."""
     good = [v for v in visits if "error" not in v]
-    rates = {
-        kind: median(v["flops_per_second"][kind] for v in good if "flops_per_second" in v) for kind in ("fp32", "bf16")
-    }
+    rates = {kind: median(v["flops_per_second"][kind] for v in good if "flops_per_second" in v) for kind in ("fp32", "bf16")}
     parts = {v["part"]: {"error": v["error"]} for v in visits if "error" in v}
     for name in dict.fromkeys(v["part"] for v in good if "seconds" in v):
         same = [v for v in good if v["part"] == name]
@@ -94,14 +106,20 @@ def _part(same: list[dict], rate: float) -> dict:
         cpu = [t for v in same for t in v["cpu_seconds"][phase]]
         flops, seconds = same[0]["flops"][phase], median(times)
         phases[phase] = {
-            "seconds": round(seconds, 4), "all_seconds": [round(t, 4) for t in times], "cpu_seconds": round(median(cpu), 4),
-            "gflops": round(flops / 1e9, 2), "share_of_gemm": round(flops / seconds / rate, 3),
-        }  # fmt: skip
+            "seconds": round(seconds, 4),
+            "all_seconds": [round(t, 4) for t in times],
+            "cpu_seconds": round(median(cpu), 4),
+            "gflops": round(flops / 1e9, 2),
+            "share_of_gemm": round(flops / seconds / rate, 3),
+        }
     total = sum(p["seconds"] for p in phases.values())
     return {
-        "seconds": round(total, 3), "gflops": round(sum(p["gflops"] for p in phases.values()), 1),
-        "peak_gb": round(max(v["peak_gb"] for v in same), 2), "visits": len(same), "phases": phases,
-    }  # fmt: skip
+        "seconds": round(total, 3),
+        "gflops": round(sum(p["gflops"] for p in phases.values()), 1),
+        "peak_gb": round(max(v["peak_gb"] for v in same), 2),
+        "visits": len(same),
+        "phases": phases,
+    }
 
 
 def aims(parts: dict, largest_difference: float | None) -> dict:
@@ -117,21 +135,31 @@ def aims(parts: dict, largest_difference: float | None) -> dict:
         "training with everything computed again, seconds": (seconds.get("training, least memory"), "<", 35),
         "training with everything computed again, peak GB": (peaks.get("training, least memory"), "<", 9),
         "encoder fp32, times faster than segment_anything fp32": (
-            _ratio(seconds, f"{THEIRS} fp32", f"{OURS} fp32"), ">=", 2),
+            _ratio(seconds, f"{THEIRS} fp32", f"{OURS} fp32"),
+            ">=",
+            2,
+        ),
         "encoder bf16, times faster than segment_anything fp32": (
-            _ratio(seconds, f"{THEIRS} fp32", f"{OURS} bf16"), ">=", 3),
+            _ratio(seconds, f"{THEIRS} fp32", f"{OURS} bf16"),
+            ">=",
+            3,
+        ),
         "encoder fp32, largest difference from segment_anything": (largest_difference, "<", 1e-4),
         "click, times the bare decoder": (
-            phases and phases["click"]["seconds"] / phases["bare decoder"]["seconds"], "<=", 1.2),
+            phases and phases["click"]["seconds"] / phases["bare decoder"]["seconds"],
+            "<=",
+            1.2,
+        ),
         "encoder bf16, times faster than segment_anything bf16": (
-            _ratio(seconds, f"{THEIRS} bf16", f"{OURS} bf16"), ">=", None),
-        "inference, times faster than the official costs": (
-            _ratio(seconds, "official inference", "inference"), ">=", None),
-        "training, times faster than the official costs": (
-            _ratio(seconds, "official training", "training"), ">=", None),
+            _ratio(seconds, f"{THEIRS} bf16", f"{OURS} bf16"),
+            ">=",
+            None,
+        ),
+        "inference, times faster than the official costs": (_ratio(seconds, "official inference", "inference"), ">=", None),
+        "training, times faster than the official costs": (_ratio(seconds, "official training", "training"), ">=", None),
         "inference, share of the official peak": (_ratio(peaks, "inference", "official inference"), "<", None),
         "training, share of the official peak": (_ratio(peaks, "training", "official training"), "<", None),
-    }  # fmt: skip
+    }
     return {name: _aim(*row) for name, row in rows.items()}
 
 
@@ -185,20 +213,29 @@ def everything(args) -> None:
     if unknown:
         raise InputError(f"There is no part {', '.join(sorted(unknown))}; the parts are {', '.join(known)}.")
     conditions = {
-        "size": args.size, "threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "note": args.note,
-    }  # fmt: skip
+        "size": args.size,
+        "threads": args.threads,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "note": args.note,
+    }
     schedule = [name for name in SCHEDULE if name not in args.leave_out]
-    visits = measure(schedule, lambda name: start_process(name, args.size, args.threads, args.work),
-                     args.work / "visits.json", conditions)  # fmt: skip
+    visits = measure(
+        schedule, lambda name: start_process(name, args.size, args.threads, args.work), args.work / "visits.json", conditions
+    )
     summary = summarise(visits)
     result = {
         "what": "random weights, one image of 1024 px; seconds are medians; FLOPs of matrix products, convolutions "
         "and attention; share_of_gemm: of this machine's own rate for large square matrices; bf16: ours in autocast, "
         "the others' weights in bfloat16; official: a re-creation of that code's costs",
-        "aims": aims(summary["parts"], difference(args.work)), **summary, "conditions": conditions,
-        "load_before": [v.get("load_before") for v in visits], "command": "make bench-paper",
-    }  # fmt: skip
+        "aims": aims(summary["parts"], difference(args.work)),
+        **summary,
+        "conditions": conditions,
+        "load_before": [v.get("load_before") for v in visits],
+        "command": "make bench-paper",
+    }
     write_json(args.out, result)
     shutil.rmtree(args.work)
     for name, row in result["aims"].items():

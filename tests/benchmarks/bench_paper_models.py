@@ -32,11 +32,18 @@ class Size:
 
 
 INTERNLM2 = dict(
-    hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8,
-    vocab_size=92553, rms_norm_eps=1e-5, max_position_embeddings=32768,
-)  # fmt: skip
-SMALL = INTERNLM2 | dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=200)  # fmt: skip
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    vocab_size=92553,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=32768,
+)
+SMALL = INTERNLM2 | dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=200
+)
 SIZES = {
     "paper": Size(SamConfig(), INTERNLM2, before=56, padded=1280, gemm=4096),
     "small": Size(replace(DEBUG.sam, image_size=128, window_size=3), SMALL, before=5, padded=40, gemm=64),
@@ -95,10 +102,16 @@ def their_encoder(size: Size) -> nn.Module:
     """segment_anything's image encoder with all of its own code, and the same weights."""
     c = size.sam
     encoder = ImageEncoderViT(
-        img_size=c.image_size, embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads, out_chans=c.out_chans,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=c.window_size,
+        img_size=c.image_size,
+        embed_dim=c.embed_dim,
+        depth=c.depth,
+        num_heads=c.num_heads,
+        out_chans=c.out_chans,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=c.window_size,
         global_attn_indexes=c.global_attn_indexes,
-    )  # fmt: skip
+    )
     return fill(encoder).eval()
 
 
@@ -115,10 +128,13 @@ def training_batch(size: Size) -> dict:
     side = size.sam.image_size
     generator = torch.Generator().manual_seed(0)
     return {
-        "image": torch.from_numpy(picture(size))[None], "shown": torch.ones(1, side, side, dtype=torch.bool),
-        "origin": (0, 0), "truth": torch.rand(1, 4, side, side, generator=generator) > 0.5, "valid": torch.ones(1, 4),
+        "image": torch.from_numpy(picture(size))[None],
+        "valid_mask": torch.ones(1, side, side, dtype=torch.bool),
+        "origin": (0, 0),
+        "truth": torch.rand(1, 4, side, side, generator=generator) > 0.5,
+        "valid": torch.ones(1, 4),
         "prompts": Prompts(torch.rand(1, 4, 4, 2, generator=generator) * side, torch.tensor([1.0, 0, 0, 0]).expand(1, 4, 4)),
-    }  # fmt: skip
+    }
 
 
 def _attention(q, k, v, *args, out_shape=None, **kwargs) -> int:

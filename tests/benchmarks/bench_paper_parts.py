@@ -11,8 +11,8 @@ import torch
 
 from tests.benchmarks import bench_paper_models as models
 from ullsam import ULLSAM, LlmConfig, ModelConfig, Predictor, Prompts, TrainConfig
+from ullsam.accel.checkpointing import less_memory
 from ullsam.objectives import SegmentationObjective
-from ullsam.recompute import less_memory
 from ullsam.sam import normalise
 from ullsam.train import STAGES, build_optimizer, select_trained
 
@@ -178,14 +178,18 @@ def click(size: models.Size, keep: Path) -> dict:
 
 
 PARTS = {
-    "gemm": gemm, "click": click, "inference": inference, "official inference": official_inference,
+    "gemm": gemm,
+    "click": click,
+    "inference": inference,
+    "official inference": official_inference,
     "training": lambda size, keep: training(size, keep, "cheap"),
-    "training, least memory": lambda size, keep: training(size, keep, "all"), "official training": official_training,
+    "training, least memory": lambda size, keep: training(size, keep, "all"),
+    "official training": official_training,
     "encoder ours fp32": lambda size, keep: encoder(size, keep, ours=True, bf16=False),
     "encoder ours bf16": lambda size, keep: encoder(size, keep, ours=True, bf16=True),
     "encoder segment_anything fp32": lambda size, keep: encoder(size, keep, ours=False, bf16=False),
     "encoder segment_anything bf16": lambda size, keep: encoder(size, keep, ours=False, bf16=True),
-}  # fmt: skip
+}
 
 
 def run_part(name: str, size: str, threads: int, keep: Path) -> dict:

@@ -23,7 +23,7 @@ from segment_anything import SamPredictor
 import ullsam
 from tests.benchmarks.processes import import_seconds, memory, shared_memory
 from ullsam.config import TINY
-from ullsam.evaluate import write_json
+from ullsam.evaluation.protocol import write_json
 
 SIZES = {"512x512": (512, 512), "1024x768": (768, 1024), "3000x2000": (2000, 3000)}  # (height, width)
 AIMS = {"click_ms": 25, "ready_with_knowledge_s": 1.0, "resident_with_llm_mb": 1200, "import_s": 1.5}
@@ -78,10 +78,15 @@ class Transformers:
         from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
 
         vision = dict(
-            hidden_size=sam.embed_dim, num_hidden_layers=sam.depth, num_attention_heads=sam.num_heads,
-            image_size=sam.image_size, use_rel_pos=sam.use_rel_pos, window_size=sam.window_size,
-            global_attn_indexes=list(sam.global_attn_indexes), mlp_dim=4 * sam.embed_dim,
-        )  # fmt: skip
+            hidden_size=sam.embed_dim,
+            num_hidden_layers=sam.depth,
+            num_attention_heads=sam.num_heads,
+            image_size=sam.image_size,
+            use_rel_pos=sam.use_rel_pos,
+            window_size=sam.window_size,
+            global_attn_indexes=list(sam.global_attn_indexes),
+            mlp_dim=4 * sam.embed_dim,
+        )
         decoder = dict(mlp_dim=sam.decoder_mlp_dim)
         prompts = dict(image_size=sam.image_size)
         config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
@@ -112,9 +117,12 @@ def contestants():
     plain_config = ullsam.ModelConfig("plain", plain_sam, None)
     tiny, plain = ullsam.load("tiny"), ullsam.ULLSAM.from_config(plain_config)
     return {
-        "ullsam": Ours(tiny, True), "ullsam_without_vlk": Ours(tiny, False), "plain_ullsam": Ours(plain, False),
-        "segment_anything": SegmentAnything(plain.sam), "transformers": Transformers(plain_config.sam),
-    }  # fmt: skip
+        "ullsam": Ours(tiny, True),
+        "ullsam_without_vlk": Ours(tiny, False),
+        "plain_ullsam": Ours(plain, False),
+        "segment_anything": SegmentAnything(plain.sam),
+        "transformers": Transformers(plain_config.sam),
+    }
 
 
 def prompts(kind, objects, size, rng):
@@ -144,9 +152,12 @@ class Clock:
         """Medians and lowest values; processor time says more than wall-clock time on a machine that does other things."""
         wall, cpu = zip(*self.times[name], strict=True)
         return {
-            "median_s": round(statistics.median(wall), 5), "min_s": round(min(wall), 5),
-            "cpu_median_s": round(statistics.median(cpu), 5), "cpu_min_s": round(min(cpu), 5), "n": len(wall),
-        }  # fmt: skip
+            "median_s": round(statistics.median(wall), 5),
+            "min_s": round(min(wall), 5),
+            "cpu_median_s": round(statistics.median(cpu), 5),
+            "cpu_min_s": round(min(cpu), 5),
+            "n": len(wall),
+        }
 
 
 def measure(models, sizes, repeats):
@@ -203,10 +214,16 @@ def conditions(note):
     """The machine and the versions."""
     packages = ("torch", "transformers", "segment_anything", "peft", "numpy")
     return {
-        "date": str(date.today()), "machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load_before": round(os.getloadavg()[0], 1), "note": note,
-        "python": platform.python_version(), "versions": {p: version(p) for p in packages},
-    }  # fmt: skip
+        "date": str(date.today()),
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "note": note,
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in packages},
+    }
 
 
 def processor():
@@ -222,9 +239,11 @@ def reached(rows, processes):
     clicks = [x["median_s"] for (work, _, objects), x in ours.items() if work in KINDS and objects == 1]
     ready = [x["median_s"] for (work, _, _), x in ours.items() if work == "ready"]
     measured = {
-        "click_ms": round(1000 * max(clicks), 1), "ready_with_knowledge_s": round(max(ready), 2),
-        "resident_with_llm_mb": processes["after_knowledge"]["resident_mb"], "import_s": processes["import"]["wall_s"],
-    }  # fmt: skip
+        "click_ms": round(1000 * max(clicks), 1),
+        "ready_with_knowledge_s": round(max(ready), 2),
+        "resident_with_llm_mb": processes["after_knowledge"]["resident_mb"],
+        "import_s": processes["import"]["wall_s"],
+    }
     return {k: {"measured": x, "aim": AIMS[k], "reached": x < AIMS[k]} for k, x in measured.items()}
 
 
@@ -244,10 +263,14 @@ def main():
     rows = table(measure(contestants(), {k: SIZES[k] for k in args.sizes}, args.repeats))
     result = {
         "what": "speed and memory of uLLSAM-tiny; times are medians over rounds in which all take turns, in seconds",
-        "aims": reached(rows, processes), "processes": processes, "work": rows, "compared": WHO,
-        "training": training_rate(args.steps) if args.steps else None, "conditions": where,
+        "aims": reached(rows, processes),
+        "processes": processes,
+        "work": rows,
+        "compared": WHO,
+        "training": training_rate(args.steps) if args.steps else None,
+        "conditions": where,
         "command": f"OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_tiny --repeats {args.repeats} --steps {args.steps}",
-    }  # fmt: skip
+    }
     write_json(args.out, result)
     for name, x in result["aims"].items():
         print(f"{name:24} {x['measured']:8}   aim: under {x['aim']}{'' if x['reached'] else '   not reached'}")

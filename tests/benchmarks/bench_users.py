@@ -24,7 +24,7 @@ import tifffile
 import ullsam
 from tests.benchmarks.bench_click import WATCH
 from tests.browser import driver
-from ullsam.evaluate import write_json
+from ullsam.evaluation.protocol import write_json
 
 LIMIT = 10 * 60 * 1000  # ms; many kernels that start together on one core take their time
 SAVED = 3  # objects that each person saves
@@ -67,7 +67,8 @@ class Person:
         data = cv2.imencode(".png", self.image[..., ::-1])[1].tobytes()
         start = time.perf_counter()
         await self.page.locator(".ullsam-files input").set_input_files(
-            {"name": self.name, "mimeType": "image/png", "buffer": data})  # fmt: skip
+            {"name": self.name, "mimeType": "image/png", "buffer": data}
+        )
         self.canvas = self.page.locator(".ullsam-canvas")
         await self.canvas.wait_for(timeout=LIMIT)
         await self.settle()
@@ -115,8 +116,12 @@ class Person:
         seen = driver.at_pixels(drawn, place["view"], place["width"], labels.shape)
         free = cv2.dilate((labels > 0).astype(np.uint8), np.ones((RIM, RIM))) == 0
         width = min(p.image.shape[1] for p in persons)
-        far = {p.name: np.abs(seen - p.image[:, : labels.shape[1]])[free].mean() if p is self else
-               np.abs(seen[:, :width] - p.image[:, :width])[free[:, :width]].mean() for p in persons}  # fmt: skip
+        far = {
+            p.name: np.abs(seen - p.image[:, : labels.shape[1]])[free].mean()
+            if p is self
+            else np.abs(seen[:, :width] - p.image[:, :width])[free[:, :width]].mean()
+            for p in persons
+        }
         assert far[self.name] < SAME, f"{self.name}: another picture is shown, {far}"
         assert min(far, key=far.get) == self.name, f"{self.name}: the picture of another person is shown, {far}"
 
@@ -126,8 +131,9 @@ class Person:
         await self.canvas.scroll_into_view_if_needed()
         place = await self.canvas.evaluate(PLACE)
         view = place["view"]
-        await self.page.mouse.click(place["left"] + view["x"] + (x + 0.5) * view["scale"],
-                                    place["top"] + view["y"] + (y + 0.5) * view["scale"])  # fmt: skip
+        await self.page.mouse.click(
+            place["left"] + view["x"] + (x + 0.5) * view["scale"], place["top"] + view["y"] + (y + 0.5) * view["scale"]
+        )
         await self.settle()
 
     async def press(self, key):
@@ -174,9 +180,12 @@ def memory():
             kernels.append(size)
         elif "ullsam" in words:
             servers.append(size)
-    return {"kernels_mb": [round(k) for k in sorted(kernels)], "server_mb": round(sum(servers)),
-            "sum_mb": round(sum(kernels) + sum(servers)),
-            "machine_free_mb": round(psutil.virtual_memory().available / 1e6)}  # fmt: skip
+    return {
+        "kernels_mb": [round(k) for k in sorted(kernels)],
+        "server_mb": round(sum(servers)),
+        "sum_mb": round(sum(kernels) + sum(servers)),
+        "machine_free_mb": round(psutil.virtual_memory().available / 1e6),
+    }
 
 
 async def together(persons, act):
@@ -191,8 +200,11 @@ async def visit(address, users, clicks, pause, words):
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=driver.CHROMIUM, args=driver.SWITCHES)
         persons, held = [Person(number, *own) for number, own in enumerate(images(users))], {}
-        parts = {"ready": lambda p: p.come(browser, address), "first_mask": Person.upload,
-                 "worked": lambda p: p.work(clicks, pause)}  # fmt: skip
+        parts = {
+            "ready": lambda p: p.come(browser, address),
+            "first_mask": Person.upload,
+            "worked": lambda p: p.work(clicks, pause),
+        }
         parts |= {"described": Person.describe} if words else {}
         for name, act in parts.items():
             await together(persons, act)
@@ -212,12 +224,15 @@ def summary(persons):
     """What all persons together waited for."""
     times = [t for person in persons for t in person.times]
     return {
-        "click_ms": {"median": round(float(np.median(times)), 1), "p95": round(float(np.percentile(times, 95)), 1),
-                     "clicks": len(times)},
+        "click_ms": {
+            "median": round(float(np.median(times)), 1),
+            "p95": round(float(np.percentile(times, 95)), 1),
+            "clicks": len(times),
+        },
         "seconds": {name: middle_and_worst([p.seconds[name] for p in persons]) for name in persons[0].seconds},
         "dice_of_saved": middle_and_worst([p.dice for p in persons], 3)["median"],
         "separate": True,  # Person.check has compared every picture, file name and mask
-    }  # fmt: skip
+    }
 
 
 def main():
@@ -238,11 +253,24 @@ def main():
         tried.append({"users": users, **summary(persons), "memory": held, "load_before": round(load, 1)})
         print(json.dumps(tried[-1]), flush=True)
     cores = len(os.sched_getaffinity(0))
-    conditions = {"cores": cores, "threads_of_a_kernel": 1, "machine": platform.machine(), "pause_s": args.pause,
-                  "browser": "Chromium, headless, on the same cores", "note": args.note}  # fmt: skip
-    write_json(args.out, {"what": "several people at once in the app", "tried": tried, "conditions": conditions,
-                          "command": f"python -m tests.benchmarks.bench_users --users {' '.join(map(str, args.users))} "
-                          f"--clicks {args.clicks} --pause {args.pause}{' --describe' * args.describe}"})  # fmt: skip
+    conditions = {
+        "cores": cores,
+        "threads_of_a_kernel": 1,
+        "machine": platform.machine(),
+        "pause_s": args.pause,
+        "browser": "Chromium, headless, on the same cores",
+        "note": args.note,
+    }
+    write_json(
+        args.out,
+        {
+            "what": "several people at once in the app",
+            "tried": tried,
+            "conditions": conditions,
+            "command": f"python -m tests.benchmarks.bench_users --users {' '.join(map(str, args.users))} "
+            f"--clicks {args.clicks} --pause {args.pause}{' --describe' * args.describe}",
+        },
+    )
     print(f"written to {args.out}")
 
 

@@ -19,9 +19,13 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SWITCHES = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-    "--disable-component-update", "--mute-audio",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--mute-audio",
+]
 PATIENCE = 240  # seconds for a server or a kernel to start on a busy machine
 SLOWEST = 60  # seconds for the answer to a gesture, a description included
 NO_NEWS = {"fetchNews": "false", "checkForUpdates": False}
@@ -85,9 +89,19 @@ def lab(folder, program="lab", windowing="none"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     kind = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}[program]
-    words = ["jupyter", program, "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}",
-             "--port-retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-             f"--{kind}.user_settings_dir={own / 'settings'}", f"--{kind}.workspaces_dir={own / 'workspaces'}"]  # fmt: skip
+    words = [
+        "jupyter",
+        program,
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        f"--port={port}",
+        "--port-retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        f"--{kind}.user_settings_dir={own / 'settings'}",
+        f"--{kind}.workspaces_dir={own / 'workspaces'}",
+    ]
     return served(words, port, own / "server.log", cwd=folder)
 
 
@@ -129,8 +143,9 @@ def decoded(address):
 def at_pixels(drawn, view, width, size):
     """Colour drawn at the centre of each image pixel, (H, W, 3), by a canvas of `width` CSS pixels; `size` (H, W)."""
     ratio = drawn.shape[1] / width
-    rows, columns = (((view[a] + (np.arange(n) + 0.5) * view["scale"]) * ratio).astype(int)
-                     for a, n in (("y", size[0]), ("x", size[1])))  # fmt: skip
+    rows, columns = (
+        ((view[a] + (np.arange(n) + 0.5) * view["scale"]) * ratio).astype(int) for a, n in (("y", size[0]), ("x", size[1]))
+    )
     return drawn[np.ix_(rows, columns)]
 
 

@@ -12,11 +12,16 @@ from tests.browser.driver import PATIENCE, free_port
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 SETTINGS = {
-    "browser.download.folderList": 2, "browser.download.useDownloadDir": True, "browser.aboutConfig.showWarning": False,
-    "browser.shell.checkDefaultBrowser": False, "datareporting.policy.dataSubmissionEnabled": False,
-    "app.update.auto": False, "toolkit.telemetry.enabled": False, "network.captive-portal-service.enabled": False,
+    "browser.download.folderList": 2,
+    "browser.download.useDownloadDir": True,
+    "browser.aboutConfig.showWarning": False,
+    "browser.shell.checkDefaultBrowser": False,
+    "datareporting.policy.dataSubmissionEnabled": False,
+    "app.update.auto": False,
+    "toolkit.telemetry.enabled": False,
+    "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
-}  # fmt: skip
+}
 
 
 class Page:
@@ -51,8 +56,12 @@ class Page:
 
     def evaluate(self, expression):
         """The value of a JavaScript expression, through JSON."""
-        result = self.ask("script.evaluate", expression=f"JSON.stringify({expression} ?? null)", awaitPromise=True,
-                          target={"context": self._context})  # fmt: skip
+        result = self.ask(
+            "script.evaluate",
+            expression=f"JSON.stringify({expression} ?? null)",
+            awaitPromise=True,
+            target={"context": self._context},
+        )
         assert result["type"] == "success", result
         return json.loads(result["result"]["value"])
 
@@ -66,8 +75,11 @@ class Page:
 
     def click(self, x, y, button=0):
         """A click of the mouse at a CSS pixel of the window."""
-        acts = [{"type": "pointerMove", "x": round(x), "y": round(y)}, {"type": "pointerDown", "button": button},
-                {"type": "pointerUp", "button": button}]  # fmt: skip
+        acts = [
+            {"type": "pointerMove", "x": round(x), "y": round(y)},
+            {"type": "pointerDown", "button": button},
+            {"type": "pointerUp", "button": button},
+        ]
         self._act({"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": acts})
 
     def press(self, key):
@@ -91,8 +103,11 @@ def firefox(folder):
     chosen = SETTINGS | {"browser.download.dir": str(folder)}
     (folder / "user.js").write_text("".join(f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in chosen.items()))
     with (folder / "firefox.log").open("w") as log:
-        process = subprocess.Popen([FIREFOX, "--headless", "--no-remote", "--profile", folder, "--remote-debugging-port",
-                                    str(port)], stdout=log, stderr=log)  # fmt: skip
+        process = subprocess.Popen(
+            [FIREFOX, "--headless", "--no-remote", "--profile", folder, "--remote-debugging-port", str(port)],
+            stdout=log,
+            stderr=log,
+        )
     try:
         _wait(folder / "firefox.log", process)
         socket = create_connection(f"ws://127.0.0.1:{port}/session", timeout=PATIENCE, suppress_origin=True)

@@ -84,8 +84,10 @@ def press(film, picture, name):
 
 def describe(film, picture):
     """The description while it grows, and when it is whole."""
-    button, words = (picture.widget.get_by_role("button", name="Describe", exact=True),
-                     picture.widget.locator(".ullsam-words"))  # fmt: skip
+    button, words = (
+        picture.widget.get_by_role("button", name="Describe", exact=True),
+        picture.widget.locator(".ullsam-words"),
+    )
     place = centre(button)
     button.click()
     grown = "([c, n]) => c.textContent.length > n || !document.querySelector('.ullsam[aria-busy=true]')"

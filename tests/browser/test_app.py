@@ -83,12 +83,15 @@ def test_the_model_can_be_chosen(page, nuclei, objects):
     assert iou(picture.mask(nuclei.labels.shape), objects[2][0]) > 0.5
 
 
-@pytest.mark.parametrize(("name", "data", "words"), [
-    ("broken.png", b"\x89PNG and no more", "broken.png is damaged or not an image"),
-    ("notes.txt", b"hello", "notes.txt is not one of .png"),
-    ("empty.tif", b"", "empty.tif is empty"),
-    ("large.tif", bytes(50_000_001), "large.tif has 50.0 MB and the limit is 50 MB"),
-])
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("broken.png", b"\x89PNG and no more", "broken.png is damaged or not an image"),
+        ("notes.txt", b"hello", "notes.txt is not one of .png"),
+        ("empty.tif", b"", "empty.tif is empty"),
+        ("large.tif", bytes(50_000_001), "large.tif has 50.0 MB and the limit is 50 MB"),
+    ],
+)
 def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, nuclei, tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     page.locator(".ullsam-files input").set_input_files(tmp_path / name)

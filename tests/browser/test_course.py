@@ -13,10 +13,12 @@ LIMIT = SLOWEST * 1000  # ms for the answer to a gesture
 @pytest.fixture(scope="module")
 def run(folder):
     """A training run that goes on: `run(steps)` adds lines to its log."""
+
     def add(*steps):
         with (folder / "run" / "log.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": s, "seconds": 2.0 * s, "loss": 1 / s, "dice_score": 1 - 1 / s}) + "\n"
-                            for s in steps)  # fmt: skip
+            file.writelines(
+                json.dumps({"step": s, "seconds": 2.0 * s, "loss": 1 / s, "dice_score": 1 - 1 / s}) + "\n" for s in steps
+            )
 
     (folder / "run").mkdir()
     add(*range(1, 21))

@@ -32,8 +32,9 @@ def settle(page):
 
 def click(page, x, y, **options):
     """Clicks on an image pixel."""
-    corner = page.evaluate(f"(b => [b.left + {CANVAS}.clientLeft, b.top + {CANVAS}.clientTop])"
-                           f"({CANVAS}.getBoundingClientRect())")  # fmt: skip
+    corner = page.evaluate(
+        f"(b => [b.left + {CANVAS}.clientLeft, b.top + {CANVAS}.clientTop])({CANVAS}.getBoundingClientRect())"
+    )
     view = json.loads(page.evaluate(f"{CANVAS}.dataset.view"))
     at = [corner[i] + view[a] + (p + 0.5) * view["scale"] for i, (a, p) in enumerate((("x", x), ("y", y)))]
     page.click(*at, **options)

@@ -98,8 +98,9 @@ def test_a_stack_of_16_bits(page, objects, nuclei):
 @pytest.mark.parametrize("scale", [0.5, 1, 2])
 def test_coordinates_are_right_to_the_pixel(page, wide, scale, ratio, shot):
     devices = page.context.new_cdp_session(page)
-    devices.send("Emulation.setDeviceMetricsOverride",
-                 {"width": 1280, "height": 720, "deviceScaleFactor": ratio, "mobile": False})  # fmt: skip
+    devices.send(
+        "Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 720, "deviceScaleFactor": ratio, "mobile": False}
+    )
     wide.button("Whole picture (0)")
     wide.zoom_to(scale)
     assert wide.view["scale"] == pytest.approx(scale, rel=0.01)

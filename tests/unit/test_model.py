@@ -29,9 +29,7 @@ def test_shapes(model):
     assert features.embedding.shape == (2, 32, 4, 4) and features.skips == ()
     assert model.image_tokens(features).shape == (2, 4, 48)
     assert model.knowledge(features).shape == (2, 32, 4, 4)
-    logits, iou = model.segment(
-        features, Prompts(PROMPTS.points.repeat(2, 1, 1, 1), PROMPTS.labels.repeat(2, 1, 1))
-    )
+    logits, iou = model.segment(features, Prompts(PROMPTS.points.repeat(2, 1, 1, 1), PROMPTS.labels.repeat(2, 1, 1)))
     assert logits.shape == (2, 3, 4, 16, 16) and iou.shape == (2, 3, 4)
 
 
@@ -39,9 +37,7 @@ def test_shapes(model):
 def test_without_knowledge_it_is_sam_to_the_bit(model):
     features = model.encode(pixels(model))
     sparse, dense = model.sam.prompt_encoder((PROMPTS.points[0], PROMPTS.labels[0]), None, None)
-    theirs = model.sam.mask_decoder(
-        features.embedding, model.sam.prompt_encoder.get_dense_pe(), sparse, dense, False
-    )[0]
+    theirs = model.sam.mask_decoder(features.embedding, model.sam.prompt_encoder.get_dense_pe(), sparse, dense, False)[0]
     assert torch.equal(model.segment(features, PROMPTS)[0][0, :, :1], theirs)
 
 
@@ -73,11 +69,7 @@ def test_knowledge_depends_on_the_image_alone(model):
     before = len(model.llm.ids(model.llm.config.before_image))
     for answer in ("three nuclei", "a very different and longer caption"):
         ids = model.llm.ids(model.llm.config.after_image + answer)
-        parts = [
-            model.llm.embed(model.llm.ids(model.llm.config.before_image), 2),
-            tokens,
-            model.llm.embed(ids, 2),
-        ]
+        parts = [model.llm.embed(model.llm.ids(model.llm.config.before_image), 2), tokens, model.llm.embed(ids, 2)]
         states = model.llm.lm.model(inputs_embeds=torch.cat(parts, 1)).last_hidden_state
         torch.testing.assert_close(states[:, before : before + tokens.shape[1]], hidden, rtol=1e-4, atol=1e-5)
 
@@ -118,9 +110,7 @@ def test_seeds_decide_the_weights_and_leave_other_randomness_alone():
     assert not torch.equal(a.projection.mlp[1].weight, c.projection.mlp[1].weight)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"vlsa": "tokens", "vlsa_options": {"count": 2}}, {"llm": None, "vlsa": "none"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"vlsa": "tokens", "vlsa_options": {"count": 2}}, {"llm": None, "vlsa": "none"}])
 def test_save_and_load_give_the_same_model(tmp_path, changes):
     model = ULLSAM.from_preset("debug", seed=3, **changes)
     model.save_pretrained(tmp_path / "m")
@@ -135,9 +125,7 @@ def test_lora_models_store_only_what_is_theirs(tmp_path):
     llm = preset("debug").llm.__class__(name="debug", lora_rank=2)
     model = ULLSAM.from_preset("debug", llm=llm)
     keys = model.own_state()
-    assert any("lora_A" in k for k in keys) and not any(
-        "embed_tokens" in k or "base_layer" in k for k in keys
-    )
+    assert any("lora_A" in k for k in keys) and not any("embed_tokens" in k or "base_layer" in k for k in keys)
 
 
 def test_bad_folders_get_a_sentence(tmp_path, model):

@@ -22,9 +22,7 @@ def ready(model):
     return predictor
 
 
-@pytest.mark.parametrize(
-    "shape", [(40, 70), (70, 40, 1), (33, 21, 2), (50, 50, 3), (20, 90, 4), (64, 64, 5), (300, 200)]
-)
+@pytest.mark.parametrize("shape", [(40, 70), (70, 40, 1), (33, 21, 2), (50, 50, 3), (20, 90, 4), (64, 64, 5), (300, 200)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, bool])
 def test_any_image_gives_masks_on_its_own_grid(model, shape, dtype):
     image = (np.random.default_rng(0).random(shape) * 200).astype(dtype)
@@ -50,11 +48,7 @@ def test_boxes_masks_and_candidates(ready):
     again = ready.predict(box=[[5, 5, 30, 20], [1, 1, 9, 9]], mask=np.stack([box.logits[0]] * 2))
     assert again.masks.shape == (2, 40, 70)
     three = ready.predict([[5, 5]], [1], multimask=True)
-    assert (
-        three.masks.shape == (1, 3, 40, 70)
-        and three.scores.shape == (1, 3)
-        and three.logits.shape == (1, 3, 16, 16)
-    )
+    assert three.masks.shape == (1, 3, 40, 70) and three.scores.shape == (1, 3) and three.logits.shape == (1, 3, 16, 16)
 
 
 def test_features_and_knowledge_once_per_image(ready, monkeypatch):
@@ -102,19 +96,13 @@ BAD = {
     "NaN": (dict(points=[[np.nan, 1]], labels=[1]), "finite numbers"),
     "lengths differ": (dict(points=[[1, 1]], labels=[1, 0]), "do not match"),
     "label 2": (dict(points=[[1, 1]], labels=[2]), r"1 \(inside\) or 0"),
-    "right of the image": (
-        dict(points=[[70, 1]], labels=[1]),
-        r"\(70, 1\) lies outside the image of 70 x 40",
-    ),
+    "right of the image": (dict(points=[[70, 1]], labels=[1]), r"\(70, 1\) lies outside the image of 70 x 40"),
     "swapped axes": (dict(points=[[30, 60]], labels=[1]), r"points are \(x, y\)"),
     "negative": (dict(points=[[-1, 1]], labels=[1]), "lies outside"),
     "empty box": (dict(box=[5, 5, 5, 9]), "A box is x0, y0, x1, y1"),
     "box outside": (dict(box=[80, 5, 90, 9]), "touches the image"),
     "box of three": (dict(box=[1, 2, 3]), "boxes have shape"),
-    "counts differ": (
-        dict(points=[[1, 1]], labels=[1], box=[[1, 1, 9, 9]] * 2),
-        "different numbers of objects",
-    ),
+    "counts differ": (dict(points=[[1, 1]], labels=[1], box=[[1, 1, 9, 9]] * 2), "different numbers of objects"),
     "mask of wrong size": (dict(mask=np.zeros((40, 70))), "mask logits have shape"),
     "mask not square": (dict(mask=np.zeros((3, 16))), r"give the \(I, 16, 16\) logits"),
 }
@@ -129,9 +117,17 @@ def test_bad_prompts_get_a_sentence(ready, case):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((0, 5)), np.zeros((1, 1), np.uint8), np.full((9, 9), np.nan), np.full((9, 9), np.inf),
-     np.zeros((9, 9, 7)), np.zeros(9), np.array([["a"]]), np.zeros((9, 9), complex)],
-)  # fmt: skip
+    [
+        np.zeros((0, 5)),
+        np.zeros((1, 1), np.uint8),
+        np.full((9, 9), np.nan),
+        np.full((9, 9), np.inf),
+        np.zeros((9, 9, 7)),
+        np.zeros(9),
+        np.array([["a"]]),
+        np.zeros((9, 9), complex),
+    ],
+)
 def test_bad_images_get_a_sentence_and_keep_the_old_state(ready, image):
     with pytest.raises(InputError):
         ready.set_image(image)

@@ -8,14 +8,25 @@ import torch
 from segment_anything.modeling.image_encoder import Attention, Block
 
 from ullsam import ULLSAM, InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
-from ullsam.attention import FastBlock
+from ullsam.accel.attention import FastBlock
 from ullsam.config import SamConfig
-from ullsam.fine import click_maps, click_offsets, features_at_clicks, per_instance, read_clicks
 from ullsam.sam import FastAttention, normalise
+from ullsam.tiny.modules import click_maps, click_offsets, features_at_clicks, per_instance, read_clicks
 
 DEBUG = preset("debug").sam
-STEM = SamConfig(image_size=128, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=4,
-                 use_rel_pos=False, out_chans=32, decoder_mlp_dim=64, mask_in_chans=8, stem=(8, 16, 24))  # fmt: skip
+STEM = SamConfig(
+    image_size=128,
+    embed_dim=32,
+    depth=2,
+    num_heads=2,
+    global_attn_indexes=(1,),
+    window_size=4,
+    use_rel_pos=False,
+    out_chans=32,
+    decoder_mlp_dim=64,
+    mask_in_chans=8,
+    stem=(8, 16, 24),
+)
 
 
 @pytest.fixture
@@ -44,10 +55,11 @@ CASES = {
     "points": (dict(point_coords=POINTS, point_labels=LABELS), Prompts(POINTS[None], LABELS[None])),
     "boxes": (dict(boxes=BOXES), Prompts(boxes=BOXES[None])),
     "points and boxes": (
-        dict(point_coords=POINTS, point_labels=LABELS, boxes=BOXES), Prompts(POINTS[None], LABELS[None], BOXES[None])
+        dict(point_coords=POINTS, point_labels=LABELS, boxes=BOXES),
+        Prompts(POINTS[None], LABELS[None], BOXES[None]),
     ),
     "masks": (dict(boxes=BOXES, mask_inputs=MASKS), Prompts(boxes=BOXES[None], masks=MASKS[None, :, 0])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,9 +83,7 @@ def test_batch_of_images_equals_one_at_a_time(sam):
     points, labels = torch.rand(3, 2, 4, 2) * 64, torch.randint(0, 2, (3, 2, 4)).float()
     features = encode_image(sam.image_encoder, normalise(pixels, "sam"))
     pe = sam.prompt_encoder.get_dense_pe()
-    together = decode_masks(
-        sam.mask_decoder, features, pe, *encode_prompts(sam.prompt_encoder, Prompts(points, labels))
-    )[0]
+    together = decode_masks(sam.mask_decoder, features, pe, *encode_prompts(sam.prompt_encoder, Prompts(points, labels)))[0]
     for i in range(3):
         one = encode_image(sam.image_encoder, normalise(pixels[i : i + 1], "sam"))
         prompts = Prompts(points[i : i + 1], labels[i : i + 1])
@@ -107,7 +117,7 @@ def test_fast_block_is_the_same_block(window, shape, monkeypatch):
     theirs, ours, x = theirs_and_ours(window, shape)
     expected = theirs(x)
     torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr("ullsam.attention.MLP_AT_ONCE", 1000)  # several parts
+    monkeypatch.setattr("ullsam.accel.attention.MLP_AT_ONCE", 1000)  # several parts
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
 
@@ -245,7 +255,7 @@ def test_an_image_that_is_not_square_is_padded_as_sam_pads_it(height, width):
     mine, (square,) = model.preprocess([picture])
     theirs = model.sam.preprocess(torch.from_numpy(picture).permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
     torch.testing.assert_close(mine[0], theirs, rtol=0, atol=1e-6)
-    assert square.shown().sum() == height * width
+    assert square.valid_mask().sum() == height * width
 
 
 def test_sizes_that_do_not_fit_are_named():

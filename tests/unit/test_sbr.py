@@ -112,10 +112,10 @@ def test_points_lie_in_the_region_of_their_branch(case, n_pos, n_neg, draw):
     assert (result.points >= 0).all() and (result.points < (shape[1], shape[0])).all()
     positive, negative = result.points[:n_pos], result.points[n_pos:]
     assert not at(mask, negative).any()
-    assert result.positive_branch == ("core" if core.sum() >= n_pos else "core_repeated" if core.any()
-                                      else "centroid" if mask.any() else "image_center")
-    assert result.negative_branch == ("ring" if ring.sum() >= n_neg
-                                      else "outside" if outside.sum() >= n_neg else "anywhere")
+    assert result.positive_branch == (
+        "core" if core.sum() >= n_pos else "core_repeated" if core.any() else "centroid" if mask.any() else "image_center"
+    )
+    assert result.negative_branch == ("ring" if ring.sum() >= n_neg else "outside" if outside.sum() >= n_neg else "anywhere")
     if result.positive_branch.startswith("core"):
         assert at(core, positive).all()
         assert len(np.unique(positive, axis=0)) == min(n_pos, core.sum())
@@ -132,8 +132,9 @@ def test_same_generator_same_points_with_and_without_a_bounding_box(case, draw):
     if (labels == 1).all():
         return
     bounds = cv2.boundingRect((labels == 1).view(np.uint8))
-    first, second, third = (sample_points(labels, 1, np.random.default_rng(draw), 2, 3, config, bounds=b)
-                            for b in (None, None, bounds))
+    first, second, third = (
+        sample_points(labels, 1, np.random.default_rng(draw), 2, 3, config, bounds=b) for b in (None, None, bounds)
+    )
     np.testing.assert_array_equal(first.points, second.points)
     np.testing.assert_array_equal(first.points, third.points)
 
@@ -332,17 +333,20 @@ def test_box_is_exact_without_jitter_and_else_bounded_and_clipped(seed, jitter):
         assert (abs(box - [10, 5, 30, 8]) <= jitter * np.array([21, 4, 21, 4]) + 1e-5).all()
 
 
-@pytest.mark.parametrize("call", [
-    lambda rng: sample_points(np.zeros((4, 4)), 1, rng),
-    lambda rng: sample_points(np.zeros((0, 4), int), 1, rng),
-    lambda rng: sample_points([[0, 1]], 1, rng),
-    lambda rng: sample_points(np.eye(4, dtype=int), 0, rng),
-    lambda rng: sample_points(np.eye(4, dtype=int), 1, rng, n_pos=-1),
-    lambda rng: sample_instances(np.zeros((4, 4)), rng),
-    lambda rng: sample_box(np.eye(4, dtype=int), 2, rng),
-    lambda rng: sample_box(np.eye(4, dtype=int), 1, rng, jitter=-0.1),
-    lambda rng: SbrConfig(ring=(11, 9)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rng: sample_points(np.zeros((4, 4)), 1, rng),
+        lambda rng: sample_points(np.zeros((0, 4), int), 1, rng),
+        lambda rng: sample_points([[0, 1]], 1, rng),
+        lambda rng: sample_points(np.eye(4, dtype=int), 0, rng),
+        lambda rng: sample_points(np.eye(4, dtype=int), 1, rng, n_pos=-1),
+        lambda rng: sample_instances(np.zeros((4, 4)), rng),
+        lambda rng: sample_box(np.eye(4, dtype=int), 2, rng),
+        lambda rng: sample_box(np.eye(4, dtype=int), 1, rng, jitter=-0.1),
+        lambda rng: SbrConfig(ring=(11, 9)),
+    ],
+)
 def test_unusable_input_is_refused(call):
     with pytest.raises(InputError):
         call(np.random.default_rng(0))

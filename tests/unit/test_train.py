@@ -67,7 +67,7 @@ def test_captions_can_be_kept_in_stage_three(tmp_path):
     batch = Batches(mixture(), config, 64, 16, 1)[0]
     model = ULLSAM.from_preset("debug")
     losses = SegmentationObjective(model, config)(batch)
-    features = model.encode(normalise(batch["image"], "sam", batch["shown"]))
+    features = model.encode(normalise(batch["image"], "sam", batch["valid_mask"]))
     expected = model.llm.caption_loss(model.image_tokens(features), batch["caption"])
     torch.testing.assert_close(losses["caption"], expected)
     parts = losses["bce"] + losses["dice"] + 0.5 * losses["caption"]
@@ -93,7 +93,7 @@ def test_masks_can_be_learned_without_finer_maps_too():
     sam = replace(preset("debug").sam, stem=(8, 16, 24), use_rel_pos=False)
     model, batch = ULLSAM.from_preset("debug", sam=sam), Batches(mixture(), SMALL, 64, 16, 1)[0]
     plain, both = (SegmentationObjective(model, replace(SMALL, coarse_weight=w))(batch) for w in (0.0, 0.5))
-    features = model.encode(normalise(batch["image"], "sam", batch["shown"]))._replace(skips=())
+    features = model.encode(normalise(batch["image"], "sam", batch["valid_mask"]))._replace(skips=())
     coarse = SegmentationObjective(model, SMALL)._masks(features, model.knowledge(features), batch)
     torch.testing.assert_close(both["coarse"], coarse["dice_score"])
     torch.testing.assert_close(both["loss"], plain["loss"] + 0.5 * (coarse["bce"] + coarse["dice"]))

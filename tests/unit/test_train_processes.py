@@ -15,18 +15,22 @@ import torch
 from safetensors.torch import load_file
 
 from ullsam import ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
-from ullsam.__main__ import build_parser, main
+from ullsam.cli import build_parser, main
+from ullsam.cli.train import training
 from ullsam.config import PAPER_TRAINING
 from ullsam.train import Batches, _loader
-from ullsam.train_command import training
 
 STYLES = ["fluorescence_nuclei", "em_mitochondria"]
-BASE = TrainConfig(steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_share=0.5,
-                   prompts=((1, 3), (1, 0)))  # fmt: skip
+BASE = TrainConfig(
+    steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_share=0.5, prompts=((1, 3), (1, 0))
+)
 RUNS = {
-    "dense": replace(BASE, stage=0), "align": replace(BASE, stage=1), "full": replace(BASE, stage=2, recompute="cheap"),
-    "lora": replace(BASE, stage=2), "masks": replace(BASE, stage=3, caption_weight=0.1, dense_weight=0.5, accumulate=2),
-}  # fmt: skip
+    "dense": replace(BASE, stage=0),
+    "align": replace(BASE, stage=1),
+    "full": replace(BASE, stage=2, recompute="cheap"),
+    "lora": replace(BASE, stage=2),
+    "masks": replace(BASE, stage=3, caption_weight=0.1, dense_weight=0.5, accumulate=2),
+}
 
 
 def train_all(folder, names, accumulate=1):
@@ -41,8 +45,9 @@ def train_all(folder, names, accumulate=1):
 def launch(count, *words):
     """Starts `count` processes that train, as accelerate launch does on a machine without GPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def kill_all(process):
@@ -101,8 +106,24 @@ def test_two_processes_learn_what_one_learns_from_the_double_batch(names, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), [(3, ["--recompute", "cheap"]), (2, ["--lora", "2"])])
 def test_divided_weights_are_written_as_by_one_process(stage, options, tmp_path):
-    common = ["--preset", "debug", "--stage", str(stage), "--synthetic", "--batch-size", "1", "--warmup", "1", *options,
-              "--steps", "4", "--save-every", "2", "--log-every", "1"]  # fmt: skip
+    common = [
+        "--preset",
+        "debug",
+        "--stage",
+        str(stage),
+        "--synthetic",
+        "--batch-size",
+        "1",
+        "--warmup",
+        "1",
+        *options,
+        "--steps",
+        "4",
+        "--save-every",
+        "2",
+        "--log-every",
+        "1",
+    ]
     start = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2", "-m", "ullsam"]
     command = [*start, "train", *common, "--out", str(tmp_path / "two")]
     env, folder = os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "two" / f"debug-stage{stage}"
@@ -131,8 +152,23 @@ def test_divided_weights_need_batches_that_use_the_same_ones(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_command_on_two_processes_goes_on_after_a_stop(tmp_path):
-    words = ["--preset", "debug", "--stage", "3", "--synthetic", "--steps", "24", "--batch-size", "1", "--save-every", "5",
-             "--log-every", "1", "--warmup", "2"]  # fmt: skip
+    words = [
+        "--preset",
+        "debug",
+        "--stage",
+        "3",
+        "--synthetic",
+        "--steps",
+        "24",
+        "--batch-size",
+        "1",
+        "--save-every",
+        "5",
+        "--log-every",
+        "1",
+        "--warmup",
+        "2",
+    ]
     command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "ullsam", "train", *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-m", *command, "--out", str(tmp_path / "two")]
@@ -184,11 +220,14 @@ def test_stages_follow_one_another_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "Name a recipe"), (["base", "--preset", "tiny"], "one of the two"), (["--preset", "debug"], "--stage is None"),
+        ([], "Name a recipe"),
+        (["base", "--preset", "tiny"], "one of the two"),
+        (["--preset", "debug"], "--stage is None"),
         (["--preset", "debug", "--stage", "7", "--synthetic"], "give one of 0, 1, 2, 3"),
         (["--preset", "debug", "--stage", "1", "--steps", "0", "--synthetic"], "--steps is 0"),
         (["--preset", "debug", "--stage", "1", "--sam", "x.pth", "--synthetic"], "parts of the preset paper"),
-        (["--preset", "huge", "--stage", "1", "--synthetic"], "no preset 'huge'"), (["nothing"], "no recipe 'nothing'"),
+        (["--preset", "huge", "--stage", "1", "--synthetic"], "no preset 'huge'"),
+        (["nothing"], "no recipe 'nothing'"),
         (["--preset", "paper", "--stage", "1", "--synthetic"], "needs llm="),
         (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic"], "needs llm="),
         (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic", "--llm", "x", "--ullsam", "y"], "adapters out"),
@@ -196,7 +235,7 @@ def test_stages_follow_one_another_from_the_command_line(tmp_path, capsys):
         (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "nowhere"], "no model in nowhere"),
         (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "x", "--lora", "2"], "leave --lora out"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_one_sentence(words, sentence, tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path), *words]) == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]

@@ -8,16 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ullsam
-from ullsam import (
-    VLSA,
-    InputError,
-    VlsaShape,
-    build_vlsa,
-    check_vlsa,
-    pixel_shuffle,
-    pixel_unshuffle,
-    register_vlsa,
-)
+from ullsam import VLSA, InputError, VlsaShape, build_vlsa, check_vlsa, pixel_shuffle, pixel_unshuffle, register_vlsa
 from ullsam.vlsa import _REGISTERED, VisionProjection, vlsa_names
 
 SHAPE = VlsaShape(llm_dim=48, sam_dim=32, grid=(8, 8), ratio=0.5)
@@ -29,13 +20,7 @@ def _own_names():
     _REGISTERED.clear()
 
 
-@given(
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.integers(1, 5),
-    st.sampled_from([1.0, 0.5, 0.25]),
-)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1.0, 0.5, 0.25]))
 def test_pixel_shuffle_has_an_exact_inverse(b, h, w, c, ratio):
     k = round(1 / ratio)
     x = torch.randn(b, h * k, w * k, c)
@@ -47,8 +32,10 @@ def test_pixel_shuffle_has_an_exact_inverse(b, h, w, c, ratio):
 def test_pixel_shuffle_order_is_dy_dx_channel():
     x = torch.arange(2 * 2 * 3.0).view(1, 2, 2, 3)
     assert pixel_shuffle(x).flatten().tolist() == list(range(12))
-    assert torch.equal(pixel_shuffle(x), F.pixel_unshuffle(x.permute(0, 3, 1, 2), 2).view(1, 3, 4, 1, 1)
-                       .permute(0, 3, 4, 2, 1).reshape(1, 1, 1, 12))  # fmt: skip
+    assert torch.equal(
+        pixel_shuffle(x),
+        F.pixel_unshuffle(x.permute(0, 3, 1, 2), 2).view(1, 3, 4, 1, 1).permute(0, 3, 4, 2, 1).reshape(1, 1, 1, 12),
+    )
 
 
 def test_odd_grids_are_named():
@@ -132,7 +119,7 @@ def test_a_students_variant():
         (dict(inject=lambda self, k, s, d: (s, d + k.log() * 0 + k / 0)), "NaN or infinite"),
         (dict(inject=lambda self, k, s, d: (s, d + k.detach())), "no gradient reaches proj.weight"),
     ],
-)  # fmt: skip
+)
 def test_check_names_the_mistake(methods, mistake):
     variant(**methods)
     with pytest.raises(InputError, match=mistake):

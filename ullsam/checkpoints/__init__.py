@@ -11,6 +11,15 @@ from ullsam.checkpoints.parity import check_parity
 from ullsam.checkpoints.sam import load_sam, read_sam
 
 __all__ = [
-    "check_parity", "load_internlm2", "load_official", "load_paper", "load_sam", "load_saved", "load_tokenizer",
-    "load_with_adapters", "read_sam", "save_language", "save_official",
-]  # fmt: skip
+    "check_parity",
+    "load_internlm2",
+    "load_official",
+    "load_paper",
+    "load_sam",
+    "load_saved",
+    "load_tokenizer",
+    "load_with_adapters",
+    "read_sam",
+    "save_language",
+    "save_official",
+]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ullsam.checkpoints.files import check_names, check_shapes
 from ullsam.errors import InputError, reason
+from ullsam.files import check_names, check_shapes
 
 WHOLE = "download the whole repository of the model again"
 CONFIGS = ("*.json", "tokenizer.model")
@@ -40,8 +40,10 @@ def local_folder(name: str | Path, files: tuple[str, ...] = WEIGHTS) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(files)))
     except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise InputError(f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason(error)}); "
-                         "download it elsewhere and give its folder.") from error  # fmt: skip
+        raise InputError(
+            f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason(error)}); "
+            "download it elsewhere and give its folder."
+        ) from error
 
 
 def load_model(kind, folder: str | Path, partial: bool = False, remedy: str = WHOLE, **options) -> nn.Module:

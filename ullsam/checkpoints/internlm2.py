@@ -12,16 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ullsam.checkpoints.files import assign, cast, check_names, read_json, read_safetensors
 from ullsam.checkpoints.hub import local_folder
 from ullsam.errors import InputError
+from ullsam.files import assign, cast, check_names, read_json, read_safetensors
 
 NAMES = {  # Llama -> InternLM2
-    "embed_tokens": "tok_embeddings", "lm_head": "output", "self_attn.q_proj": "attention.wqkv",
-    "self_attn.k_proj": "attention.wqkv", "self_attn.v_proj": "attention.wqkv", "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "self_attn.q_proj": "attention.wqkv",
+    "self_attn.k_proj": "attention.wqkv",
+    "self_attn.v_proj": "attention.wqkv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
 
@@ -66,8 +73,10 @@ def to_llama(state: dict[str, Tensor], lm: nn.Module, source, prefix: str = "") 
         weight = state[prefix + internlm2_name(name)]
         part = re.search(r"\.([qkv])_proj\.", name)
         if part and len(weight) != rows:
-            raise InputError(f"{source} has {prefix + internlm2_name(name)} with {len(weight)} rows where its settings say "
-                             f"{rows}; the config.json belongs to another model.")  # fmt: skip
+            raise InputError(
+                f"{source} has {prefix + internlm2_name(name)} with {len(weight)} rows where its settings say "
+                f"{rows}; the config.json belongs to another model."
+            )
         yield name, take_part(weight, part.group(1), lm.config) if part else weight
 
 
@@ -96,17 +105,23 @@ def llama_config(values: dict, source):
     values = values.get("llm_config", values)
     kind = values.get("model_type") or ", ".join(values.get("architectures") or ["unknown"])
     if kind != "internlm2" or values.get("bias"):
-        raise InputError(f"{source} describes a language model of type {kind}{' with biases' * bool(values.get('bias'))}, "
-                         "not InternLM2; InternVL2.5-2B and internlm2_5-1_8b have it.")  # fmt: skip
+        raise InputError(
+            f"{source} describes a language model of type {kind}{' with biases' * bool(values.get('bias'))}, "
+            "not InternLM2; InternVL2.5-2B and internlm2_5-1_8b have it."
+        )
     absent = [name for name in SIZES if not isinstance(values.get(name), int)]
     if absent:
         raise InputError(f"{source} does not say {', '.join(absent)}; get its config.json again.")
     return LlamaConfig(
-        **{name: values[name] for name in SIZES}, rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-        rope_theta=float(values.get("rope_theta", 10000)), tie_word_embeddings=False,
-        max_position_embeddings=values.get("max_position_embeddings", 32768), bos_token_id=values.get("bos_token_id", 1),
-        eos_token_id=values.get("eos_token_id", 2), pad_token_id=values.get("pad_token_id", 2),
-    )  # fmt: skip
+        **{name: values[name] for name in SIZES},
+        rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_theta=float(values.get("rope_theta", 10000)),
+        tie_word_embeddings=False,
+        max_position_embeddings=values.get("max_position_embeddings", 32768),
+        bos_token_id=values.get("bos_token_id", 1),
+        eos_token_id=values.get("eos_token_id", 2),
+        pad_token_id=values.get("pad_token_id", 2),
+    )
 
 
 def empty_lm(config) -> nn.Module:
@@ -169,9 +184,14 @@ def load_tokenizer(folder: str | Path):
     special = _special_tokens(folder)
     tokens = _bpe(_pieces(folder / "tokenizer.model"), special)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>",
-        additional_special_tokens=[x for i, x in sorted(special.items()) if i > 2], clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokens,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        additional_special_tokens=[x for i, x in sorted(special.items()) if i > 2],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _special_tokens(folder: Path) -> dict[int, str]:
@@ -209,9 +229,11 @@ def _bpe(pieces: list[tuple[str, float]], special: dict[int, str]):
     vocabulary = {text: i for i, text in enumerate(texts)}
     ranked = sorted(
         (-score, i, text[:cut], text[cut:])
-        for i, (text, score) in enumerate(pieces) if i not in special
-        for cut in range(1, len(text)) if text[:cut] in vocabulary and text[cut:] in vocabulary
-    )  # fmt: skip
+        for i, (text, score) in enumerate(pieces)
+        if i not in special
+        for cut in range(1, len(text))
+        if text[:cut] in vocabulary and text[cut:] in vocabulary
+    )
     merges = [(left, right) for _, _, left, right in ranked]
     tokens = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokens.normalizer = normalizers.Replace(" ", "\u2581")

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ullsam.checkpoints.files import check_names, read_torch, whole
 from ullsam.checkpoints.internlm2 import from_llama, to_llama
 from ullsam.checkpoints.sam import sam_config
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
+from ullsam.files import check_names, read_torch, whole
 from ullsam.model import ULLSAM
 
 NAMES = {  # beginnings of names: ours -> theirs; the language model's follow in internlm2.py
@@ -56,8 +56,10 @@ def load_official(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     absent = [part for part in ("vision_model.", LANGUAGE, "mlp1.") if not any(k.startswith(part) for k in state)]
     if absent:
-        raise InputError(f"{path} is not an official uLLSAM checkpoint (it has no {absent[0]}*); a SAM or uSAM file is "
-                         "given as sam=, a language model as llm=.")  # fmt: skip
+        raise InputError(
+            f"{path} is not an official uLLSAM checkpoint (it has no {absent[0]}*); a SAM or uSAM file is "
+            "given as sam=, a language model as llm=."
+        )
     named = content.get("preprocessing")
     return state, {**PREPROCESSING, **(named if isinstance(named, dict) else {})}
 
@@ -111,7 +113,11 @@ def to_official(model: ULLSAM) -> dict[str, Tensor]:
 def save_official(model: ULLSAM, path: str | Path, epoch: int = 0, step: int = 0) -> None:
     """Writes `model` as an official checkpoint, which names how images must be prepared; whole or not at all."""
     c = model.config.sam
-    content = {"model": to_official(model), "epoch": epoch, "step": step,
-               "preprocessing": {k: getattr(c, k) for k in PREPROCESSING}}  # fmt: skip
+    content = {
+        "model": to_official(model),
+        "epoch": epoch,
+        "step": step,
+        "preprocessing": {k: getattr(c, k) for k in PREPROCESSING},
+    }
     with whole(path) as part:
         torch.save(content, part)

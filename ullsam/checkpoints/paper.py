@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ullsam.checkpoints.files import assign, cast, read_json, read_safetensors
 from ullsam.checkpoints.hub import CONFIGS, WEIGHTS, local_folder
 from ullsam.checkpoints.internlm2 import empty_lm, llama_config, load_internlm2, load_tokenizer
 from ullsam.checkpoints.official import from_official, is_complete, load_official, official_sam_config
 from ullsam.checkpoints.sam import read_sam, sam_config
 from ullsam.config import INTERNVL, LlmConfig, ModelConfig
 from ullsam.errors import InputError
+from ullsam.files import assign, cast, read_json, read_safetensors
 from ullsam.llm import BUILT_IN, LanguageModel, add_lora, load_llm
 from ullsam.model import ULLSAM
 from ullsam.sam import build_sam
@@ -25,8 +25,13 @@ FOLDER = "llm"  # where a saved model keeps its language model's settings and to
 
 
 def load_paper(
-    sam: str | Path | None = None, llm: str | Path | None = None, ullsam: str | Path | None = None,
-    dtype: torch.dtype = torch.float32, device="cpu", seed: int = 0, lora_rank: int = 0,
+    sam: str | Path | None = None,
+    llm: str | Path | None = None,
+    ullsam: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device="cpu",
+    seed: int = 0,
+    lora_rank: int = 0,
 ) -> ULLSAM:
     """The paper's model from real checkpoints; what none of them holds starts with random weights.
 
@@ -52,11 +57,15 @@ def load_paper(
         InputError: which file is needed, missing, damaged or of another kind.
     """
     if llm is None:
-        raise InputError("The paper's model needs llm=, the folder of InternVL2.5-2B or the name OpenGVLab/InternVL2_5-2B; "
-                         "with ullsam= its config.json and tokenizer.model are enough.")  # fmt: skip
+        raise InputError(
+            "The paper's model needs llm=, the folder of InternVL2.5-2B or the name OpenGVLab/InternVL2_5-2B; "
+            "with ullsam= its config.json and tokenizer.model are enough."
+        )
     if lora_rank and ullsam:
-        raise InputError(f"Adapters are saved without the language model, and the one of {ullsam} has no folder of its own; "
-                         "leave the adapters out.")  # fmt: skip
+        raise InputError(
+            f"Adapters are saved without the language model, and the one of {ullsam} has no folder of its own; "
+            "leave the adapters out."
+        )
     theirs, settings = load_official(ullsam) if ullsam else ({}, {})
     plain = _sam_part(sam, theirs, ullsam)
     if plain:

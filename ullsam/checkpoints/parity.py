@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ullsam.checkpoints.files import read_json, read_safetensors
 from ullsam.checkpoints.internlm2 import empty_lm, llama_config
 from ullsam.checkpoints.official import from_official, load_official, official_sam_config
 from ullsam.checkpoints.paper import fill, frame
 from ullsam.config import LlmConfig, ModelConfig, SamConfig
 from ullsam.errors import InputError
+from ullsam.files import read_json, read_safetensors
 from ullsam.llm import LanguageModel
 from ullsam.model import ULLSAM
 from ullsam.sam import Prompts, encode_prompts

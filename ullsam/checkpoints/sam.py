@@ -10,10 +10,10 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ullsam.checkpoints.files import assign, cast, read_safetensors, read_torch
 from ullsam.checkpoints.hub import local_folder
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
+from ullsam.files import assign, cast, read_safetensors, read_torch
 from ullsam.sam import build_sam
 
 KINDS = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}  # name -> (width, blocks)
@@ -31,20 +31,28 @@ RENAMES = [
     (r"^vision_encoder\.", "image_encoder."),
     (r"^image_encoder\.layers\.", "image_encoder.blocks."),
     (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
-    (r"\.neck\.conv1\.", ".neck.0."), (r"\.neck\.layer_norm1\.", ".neck.1."),
-    (r"\.neck\.conv2\.", ".neck.2."), (r"\.neck\.layer_norm2\.", ".neck.3."),
-    (r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
-     "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"\.neck\.conv1\.", ".neck.0."),
+    (r"\.neck\.layer_norm1\.", ".neck.1."),
+    (r"\.neck\.conv2\.", ".neck.2."),
+    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    (
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
     (r"\.point_embed\.", ".point_embeddings."),
-    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."), (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
-    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."), (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
+    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
+    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
+    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
+    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
     (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
     (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
-    (r"\.upscale_conv1\.", ".output_upscaling.0."), (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
+    (r"\.upscale_conv1\.", ".output_upscaling.0."),
+    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
     (r"\.upscale_conv2\.", ".output_upscaling.3."),
-    (r"(_head|_mlps\.\d)\.layers\.0\.", r"\1.layers.1."), (r"(_head|_mlps\.\d)\.proj_in\.", r"\1.layers.0."),
+    (r"(_head|_mlps\.\d)\.layers\.0\.", r"\1.layers.1."),
+    (r"(_head|_mlps\.\d)\.proj_in\.", r"\1.layers.0."),
     (r"(_head|_mlps\.\d)\.proj_out\.", r"\1.layers.2."),
-]  # fmt: skip
+]
 
 
 def load_sam(
@@ -152,9 +160,16 @@ def _sizes(state: dict[str, Tensor], **settings) -> SamConfig:
     windows = Counter((length + 1) // 2 for i, (length, _) in enumerate(tables) if i not in everywhere)
     quality = state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0]
     return SamConfig(
-        image_size=grid * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=width // tables[0][1],
-        global_attn_indexes=everywhere, window_size=windows.most_common(1)[0][0] if windows else 14, out_chans=out_chans,
+        image_size=grid * patch,
+        patch_size=patch,
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // tables[0][1],
+        global_attn_indexes=everywhere,
+        window_size=windows.most_common(1)[0][0] if windows else 14,
+        out_chans=out_chans,
         decoder_mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
         mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-        iou_head_dim=0 if quality == out_chans else quality, **settings,
-    )  # fmt: skip
+        iou_head_dim=0 if quality == out_chans else quality,
+        **settings,
+    )

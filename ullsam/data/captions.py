@@ -29,36 +29,69 @@ if TYPE_CHECKING:
     from ullsam.data.corpus import Sample
 
 __all__ = [
-    "caption", "caption_claims", "check_claims", "contradictions", "count_band", "measure", "names_modality",
+    "caption",
+    "caption_claims",
+    "check_claims",
+    "contradictions",
+    "count_band",
+    "measure",
+    "names_modality",
     "names_structure",
 ]
 
 # (smallest count of the band, its words); exact up to ten
 COUNTS = (
-    (0, "no"), (1, "one"), (2, "two"), (3, "three"), (4, "four"), (5, "five"), (6, "six"), (7, "seven"),
-    (8, "eight"), (9, "nine"), (10, "ten"), (11, "about a dozen"), (15, "about twenty"), (25, "about thirty"),
-    (35, "about forty"), (45, "about fifty"), (65, "about eighty"), (95, "more than a hundred"),
+    (0, "no"),
+    (1, "one"),
+    (2, "two"),
+    (3, "three"),
+    (4, "four"),
+    (5, "five"),
+    (6, "six"),
+    (7, "seven"),
+    (8, "eight"),
+    (9, "nine"),
+    (10, "ten"),
+    (11, "about a dozen"),
+    (15, "about twenty"),
+    (25, "about thirty"),
+    (35, "about forty"),
+    (45, "about fifty"),
+    (65, "about eighty"),
+    (95, "more than a hundred"),
 )
 # (upper bound, words) of the median equivalent diameter over the image side, the median axis ratio, the share
 # of the image covered, the share of objects that touch another, and the spread of diameters
 SIZES = ((0.04, "tiny"), (0.09, "small"), (0.18, "medium-sized"), (0.4, "large"), (np.inf, "very large"))
 SHAPES = ((1.3, "round"), (2.0, "oval"), (np.inf, "elongated"))
 COVERS = (
-    (0.05, "very little"), (0.15, "about a tenth"), (0.3, "about a quarter"), (0.42, "about a third"),
-    (0.6, "about half"), (np.inf, "most"),
+    (0.05, "very little"),
+    (0.15, "about a tenth"),
+    (0.3, "about a quarter"),
+    (0.42, "about a third"),
+    (0.6, "about half"),
+    (np.inf, "most"),
 )
 TOUCHES = (
-    (1e-9, "they do not touch"), (0.25, "few of them touch"), (0.6, "some of them touch"),
-    (1 - 1e-9, "most of them touch"), (np.inf, "all of them touch"),
+    (1e-9, "they do not touch"),
+    (0.25, "few of them touch"),
+    (0.6, "some of them touch"),
+    (1 - 1e-9, "most of them touch"),
+    (np.inf, "all of them touch"),
 )
 SPREADS = ((0.35, "their sizes are similar"), (0.8, "their sizes vary"), (np.inf, "their sizes vary widely"))
 PLACES = {
-    "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
-    "centre": "in the centre", "evenly spread": "evenly spread over the view",
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+    "centre": "in the centre",
+    "evenly spread": "evenly spread over the view",
     "scattered": "scattered over the view",
 }
 CONTRASTS = {
-    "brighter": "brighter than the background", "darker": "darker than the background",
+    "brighter": "brighter than the background",
+    "darker": "darker than the background",
     "similar": "about as bright as the background",
 }
 SIDED = 0.85  # the share of objects on one side, or in the centre, that makes it the place
@@ -98,22 +131,37 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
     _check(image, labels)
     ids, n = _consecutive(labels)
     if n == 0:
-        return {"count": 0, "diameter": 0.0, "diameter_spread": 0.0, "covered": 0.0, "location": None,
-                "locations": (), "contrast": None, "elongation": 0.0, "touching": 0.0}
+        return {
+            "count": 0,
+            "diameter": 0.0,
+            "diameter_spread": 0.0,
+            "covered": 0.0,
+            "location": None,
+            "locations": (),
+            "contrast": None,
+            "elongation": 0.0,
+            "touching": 0.0,
+        }
     area, centre, elongation = _moments(ids, n)
     diameter = 2 * np.sqrt(area / np.pi) / np.sqrt(ids.size)
     low, median, high = np.percentile(diameter, (16, 50, 84))
     locations = _locations(centre)
-    return {"count": n, "diameter": float(median), "diameter_spread": float((high - low) / median),
-            "covered": float(area.sum() / ids.size), "location": locations[0], "locations": locations,
-            "contrast": _contrast(image, ids), "elongation": float(np.median(elongation)),
-            "touching": _touching(ids, n)}
+    return {
+        "count": n,
+        "diameter": float(median),
+        "diameter_spread": float((high - low) / median),
+        "covered": float(area.sum() / ids.size),
+        "location": locations[0],
+        "locations": locations,
+        "contrast": _contrast(image, ids),
+        "elongation": float(np.median(elongation)),
+        "touching": _touching(ids, n),
+    }
 
 
 def _check(image: np.ndarray, labels: np.ndarray) -> None:
     if labels.ndim != 2 or image.shape[:2] != labels.shape:
-        raise InputError(f"image has shape {image.shape} but labels {labels.shape}; "
-                         "give labels of the image's size.")
+        raise InputError(f"image has shape {image.shape} but labels {labels.shape}; give labels of the image's size.")
     if labels.dtype.kind not in "iub":
         raise InputError(f"labels are {labels.dtype}; give whole numbers, 0 for background.")
 
@@ -174,8 +222,7 @@ def _contrast(image: np.ndarray, ids: np.ndarray) -> str:
 def _touching(ids: np.ndarray, n: int) -> float:
     """Share of the n instances that have a pixel of another among the eight around one of their own."""
     touches = np.zeros(n + 1, bool)
-    for a, b in ((ids[1:], ids[:-1]), (ids[:, 1:], ids[:, :-1]), (ids[1:, 1:], ids[:-1, :-1]),
-                 (ids[1:, :-1], ids[:-1, 1:])):
+    for a, b in ((ids[1:], ids[:-1]), (ids[:, 1:], ids[:, :-1]), (ids[1:, 1:], ids[:-1, :-1]), (ids[1:, :-1], ids[:-1, 1:])):
         meet = (a != b) & (a > 0) & (b > 0)
         touches[a[meet]] = touches[b[meet]] = True
     return float(touches.sum() / n)
@@ -236,8 +283,10 @@ def _amounts(structure: Structure, facts: dict, rng: np.random.Generator) -> str
     noun, verb = (structure.one, "is") if one else (structure.many, "are")
     contrast = CONTRASTS[facts["contrast"]]
     options = [
-        f"there {verb} {words} {noun}, {contrast}.", f"it shows {words} {noun}, {contrast}.",
-        f"the view holds {words} {noun}, {contrast}.", f"{words} {noun} {verb} visible, {contrast}.",
+        f"there {verb} {words} {noun}, {contrast}.",
+        f"it shows {words} {noun}, {contrast}.",
+        f"the view holds {words} {noun}, {contrast}.",
+        f"{words} {noun} {verb} visible, {contrast}.",
     ]
     return _capital(_pick(options, rng))
 
@@ -303,8 +352,13 @@ def caption_claims(text: str) -> dict:
     """
     places = {key: rf"(?i)\b{phrase.removesuffix(' over the view')}\b" for key, phrase in PLACES.items()}
     tones = {key: rf"(?i)\b{phrase.removesuffix(' the background')}\b" for key, phrase in CONTRASTS.items()}
-    return {"modality": _claimed_modality(text), "structure": _claimed_structure(text),
-            "count": _claimed_count(text), "location": _first(text, places), "contrast": _first(text, tones)}
+    return {
+        "modality": _claimed_modality(text),
+        "structure": _claimed_structure(text),
+        "count": _claimed_count(text),
+        "location": _first(text, places),
+        "contrast": _first(text, tones),
+    }
 
 
 def check_claims(text: str, sample: "Sample") -> dict[str, bool | None]:

@@ -100,12 +100,15 @@ class Corpus:
         """
         image = to_rgb8(read_image(record.image_path), str(record.image_path))
         if not record.mask_path.is_file():
-            raise InputError(f"{record.mask_path} is missing, the mask of {record.image_path}; "
-                             "put a mask of the same name in masks/.")
+            raise InputError(
+                f"{record.mask_path} is missing, the mask of {record.image_path}; put a mask of the same name in masks/."
+            )
         labels = read_labels(record.mask_path)
         if labels.shape != image.shape[:2]:
-            raise InputError(f"{record.mask_path} has {_size(labels)} pixels but {record.image_path} has "
-                             f"{_size(image)}; make both the same size.")
+            raise InputError(
+                f"{record.mask_path} has {_size(labels)} pixels but {record.image_path} has "
+                f"{_size(image)}; make both the same size."
+            )
         facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
         if record.file in self.captions:
             facts["caption"] = self.captions[record.file]

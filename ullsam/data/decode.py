@@ -69,8 +69,10 @@ def _guarded(path: Path, decoder: Callable[[], np.ndarray | None]) -> np.ndarray
         raise
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is damaged or in an unknown variant ({first_line.rstrip('.')}); "
-                         "open it in Fiji and save it as png or tif.") from error
+        raise InputError(
+            f"{path} is damaged or in an unknown variant ({first_line.rstrip('.')}); "
+            "open it in Fiji and save it as png or tif."
+        ) from error
     if array is None:
         raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.")
     return array
@@ -99,8 +101,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         if data[at + 1] in (0xC0, 0xC1, 0xC2):
-            return struct.unpack(">HH", data[at + 5:at + 9])
-        at += 2 + struct.unpack(">H", data[at + 2:at + 4])[0]
+            return struct.unpack(">HH", data[at + 5 : at + 9])
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
     return 0, 0
 
 
@@ -112,8 +114,10 @@ def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
         counts = [count_series_pages(series) for series in tif.series]
         total = sum(counts)
         if not 0 <= page < total:
-            raise InputError(f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; "
-                             f"use a page from 0 to {total - 1}.")
+            raise InputError(
+                f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; "
+                f"use a page from 0 to {total - 1}."
+            )
         which = int(np.searchsorted(np.cumsum(counts), page, side="right"))
         array = _series_page(tif.series[which], page - sum(counts[:which]), path)
         colormap = tif.series[which].keyframe.colormap
@@ -143,15 +147,17 @@ def _series_page(series: "TiffPageSeries", index: int, path: Path) -> np.ndarray
         order = sorted(range(len(axes)), key=lambda i: axes[i] in "YXSC")  # stacks first, the plane last
         array = series.asarray().transpose(order)
         axes = "".join(axes[i] for i in order if axes[i] in "YXSC")
-        array = array.reshape(-1, *array.shape[array.ndim - len(axes):])[index]  # (Z,...,plane) -> plane
+        array = array.reshape(-1, *array.shape[array.ndim - len(axes) :])[index]  # (Z,...,plane) -> plane
     channel = next((i for i, axis in enumerate(axes) if axis in "SC"), None)
     return array if channel is None else np.moveaxis(array, channel, -1)
 
 
 def check_pixels(size: tuple[int, int], path: str | Path) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"{path} has {size[1]} x {size[0]} pixels, over the limit of "
-                         f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller.")
+        raise InputError(
+            f"{path} has {size[1]} x {size[0]} pixels, over the limit of "
+            f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller."
+        )
 
 
 def check_shape(array: np.ndarray, name: str) -> None:
@@ -161,8 +167,7 @@ def check_shape(array: np.ndarray, name: str) -> None:
     if min(array.shape[:2]) < 2:
         raise InputError(f"{name} is {array.shape[1]} x {array.shape[0]} pixels; give sides of 2 or more.")
     if array.ndim == 3 and not 1 <= array.shape[2] <= MAX_CHANNELS:
-        raise InputError(f"{name} has {array.shape[2]} channels; use 1 to {MAX_CHANNELS}, "
-                         "or give one page of a stack.")
+        raise InputError(f"{name} has {array.shape[2]} channels; use 1 to {MAX_CHANNELS}, or give one page of a stack.")
     check_pixels(array.shape[:2], name)
 
 

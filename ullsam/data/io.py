@@ -54,8 +54,10 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     array = decode(path, 0, palette=False)
     if array.ndim == 3:
-        raise InputError(f"{path} has {array.shape[2]} channels but a label image has one; "
-                         "save the instance ids as a 16-bit grey png or tif.")
+        raise InputError(
+            f"{path} has {array.shape[2]} channels but a label image has one; "
+            "save the instance ids as a 16-bit grey png or tif."
+        )
     return as_labels(array, str(path))
 
 
@@ -186,8 +188,7 @@ class Square:
         if self.placement not in ("corner", "center"):
             raise InputError(f"placement is {self.placement!r}; use 'corner' or 'center'.")
         if min(self.height, self.width, self.size) < 1:
-            raise InputError(f"height, width and size are {self.height}, {self.width} and {self.size}; "
-                             "use at least 1.")
+            raise InputError(f"height, width and size are {self.height}, {self.width} and {self.size}; use at least 1.")
 
     @property
     def side(self) -> int:
@@ -206,7 +207,7 @@ class Square:
             return 0, 0
         return (self.side - self.width) // 2, (self.side - self.height) // 2
 
-    def shown(self) -> np.ndarray:
+    def valid_mask(self) -> np.ndarray:
         """Where the model's input shows the image and no padding: bool (size, size)."""
         x0, y0 = self.offset
         edges = ((y0, y0 + self.height), (x0, x0 + self.width))
@@ -251,7 +252,7 @@ def to_square(image: np.ndarray, size: int, placement: str = "corner") -> tuple[
     square = Square(image.shape[0], image.shape[1], size, placement)
     x0, y0 = square.offset
     padded = np.zeros((square.side, square.side, 3), np.uint8)
-    padded[y0:y0 + square.height, x0:x0 + square.width] = image
+    padded[y0 : y0 + square.height, x0 : x0 + square.width] = image
     if square.side == size:
         return padded, square
     method = cv2.INTER_AREA if square.scale < 1 else cv2.INTER_LINEAR
@@ -274,4 +275,4 @@ def from_square(logits: "torch.Tensor", square: Square) -> "torch.Tensor":
     if logits.shape[0] == 0:
         return logits.new_empty((0, square.height, square.width))
     full = F.interpolate(logits[None], (square.side, square.side), mode="bilinear", align_corners=False)[0]
-    return full[:, y0:y0 + square.height, x0:x0 + square.width]  # (I,side,side) -> (I,H,W)
+    return full[:, y0 : y0 + square.height, x0 : x0 + square.width]  # (I,side,side) -> (I,H,W)

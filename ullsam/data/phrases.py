@@ -33,24 +33,32 @@ _SCAN, _TRANS = r"(?i:scanning.electron)|\bSEM\b|\bFIB-?SEM\b", r"(?i:transmissi
 # The first row whose `meta` pattern matches wins: special before general.
 MODALITIES = (
     Modality("ultrasound", r"(?i)ultraso", r"(?i)\bultraso\w+|\bsonogra\w+"),
-    Modality("H&E histology", r"(?i)h&e\b|ha?ematoxylin|histo|stained tissue",
-             r"(?i)\bH&E\b|\bha?ematoxylin\b|\bhisto(?:log|path)\w+", "brightfield microscopy"),
+    Modality(
+        "H&E histology",
+        r"(?i)h&e\b|ha?ematoxylin|histo|stained tissue",
+        r"(?i)\bH&E\b|\bha?ematoxylin\b|\bhisto(?:log|path)\w+",
+        "brightfield microscopy",
+    ),
     Modality("fluorescence microscopy", r"(?i)fluoresc", r"(?i)\bfluorescen\w+"),
     Modality("phase-contrast microscopy", r"(?i)phase.contrast", r"(?i)\bphase[- ]contrast\b"),
-    Modality("differential interference contrast microscopy", r"(?i:interference contrast)|\bDIC\b",
-             r"(?i:\binterference contrast\b)|\bDIC\b"),
+    Modality(
+        "differential interference contrast microscopy",
+        r"(?i:interference contrast)|\bDIC\b",
+        r"(?i:\binterference contrast\b)|\bDIC\b",
+    ),
     Modality("brightfield microscopy", r"(?i)bright.?field", r"(?i)\bbright[- ]?field\b"),
-    Modality("electron microscopy", rf"(?s)(?=.*(?:{_SCAN}))(?=.*(?:{_TRANS}))|(?i:scanning transmission)",
-             rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b"),
-    Modality("scanning electron microscopy", _SCAN, rf"(?i:\bscanning electron {_SHOT}\b)|\bSEM\b",
-             "electron microscopy"),
-    Modality("transmission electron microscopy", _TRANS, rf"(?i:\btransmission electron {_SHOT}\b)|\bTEM\b",
-             "electron microscopy"),
-    Modality("electron microscopy", r"(?i:electron micro)|\bEM\b",
-             rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b"),
+    Modality(
+        "electron microscopy",
+        rf"(?s)(?=.*(?:{_SCAN}))(?=.*(?:{_TRANS}))|(?i:scanning transmission)",
+        rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b",
+    ),
+    Modality("scanning electron microscopy", _SCAN, rf"(?i:\bscanning electron {_SHOT}\b)|\bSEM\b", "electron microscopy"),
+    Modality(
+        "transmission electron microscopy", _TRANS, rf"(?i:\btransmission electron {_SHOT}\b)|\bTEM\b", "electron microscopy"
+    ),
+    Modality("electron microscopy", r"(?i:electron micro)|\bEM\b", rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b"),
     Modality("computed tomography", r"(?i:computed tomo)|\bCT\b", r"(?i:\bcomputed tomography\b)|\bCT\b"),
-    Modality("magnetic resonance imaging", r"(?i:magnetic reson)|\bMRI?\b",
-             r"(?i:\bmagnetic resonance\b)|\bMRI?\b"),
+    Modality("magnetic resonance imaging", r"(?i:magnetic reson)|\bMRI?\b", r"(?i:\bmagnetic resonance\b)|\bMRI?\b"),
     Modality("X-ray imaging", r"(?i)x-?ray|radiogra", r"(?i)\bx-?rays?\b|\bradiogra\w+"),
     Modality("endoscopy", r"(?i)endoscop|colonoscop", r"(?i)\bendoscop\w+|\bcolonoscop\w+"),
     Modality("dermoscopy", r"(?i)dermoscop|dermatoscop", r"(?i)\bderm(?:at)?oscop\w+"),
@@ -60,8 +68,12 @@ MODALITIES = (
 STRUCTURES = (
     Structure("nucleus", "nuclei", r"nucle(us|i\b)", r"\bnucle(?:us|i)\b"),
     Structure("mitochondrion", "mitochondria", r"mitochondri", r"\bmitochondri(?:on|a)\b"),
-    Structure("neurite cross-section", "neurite cross-sections", r"neurit|neuronal process",
-              r"\bneurites?\b|\bneuronal processes\b"),
+    Structure(
+        "neurite cross-section",
+        "neurite cross-sections",
+        r"neurit|neuronal process",
+        r"\bneurites?\b|\bneuronal processes\b",
+    ),
     Structure("axon", "axons", r"\baxon", r"\baxons?\b"),
     Structure("precipitate", "precipitates", r"precipitate", r"\bprecipitates?\b"),
     Structure("particle", "particles", r"particle", r"\b(?:nano)?particles?\b"),
@@ -71,8 +83,7 @@ STRUCTURES = (
     Structure("vessel", "vessels", r"\bvessel", r"\b(?:blood )?vessels?\b"),
     Structure("drawn body", "drawn bodies", r"drawn bod", r"\bdrawn bod(?:y|ies)\b"),
     Structure("polyp", "polyps", r"polyp", r"\bpolyps?\b"),
-    Structure("cell", "cells", r"\bcells?\b",
-              r"(?<!bacterial )\bcells?\b(?!\s+(?:nucle|culture|smear|membrane|wall|bod))"),
+    Structure("cell", "cells", r"\bcells?\b", r"(?<!bacterial )\bcells?\b(?!\s+(?:nucle|culture|smear|membrane|wall|bod))"),
 )
 # pattern in the specimen's free text -> short phrase that follows "in"
 SPECIMENS = (

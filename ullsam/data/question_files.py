@@ -76,8 +76,9 @@ def _columns(table, source) -> tuple:
     try:
         images = table.select_columns(["images_list"]).cast_column("images_list", List(Image(decode=False)))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source} has no images in the column images_list ({reason(error)}); "
-                         "give questions in MicroVQA's layout.") from error  # fmt: skip
+        raise InputError(
+            f"{source} has no images in the column images_list ({reason(error)}); give questions in MicroVQA's layout."
+        ) from error
     return table.select_columns([name for name in COLUMNS if name != "images_list"]), images
 
 
@@ -85,10 +86,21 @@ def _question(row: dict, images: Sequence) -> Question:
     choices, index = [str(choice) for choice in row["choices"]], int(row["correct_index"])
     task = int(row["task"])
     if not 0 <= index < len(choices):
-        raise InputError(f"Question {row['key_question']} has {len(choices)} choices and correct_index {index}; "
-                         "give an index from 0 that fits.")  # fmt: skip
-    return Question(row["key_question"], row["key_image"], row["question"], choices, index, choices[index], images, task,
-                    TASKS.get(task, "unknown"))  # fmt: skip
+        raise InputError(
+            f"Question {row['key_question']} has {len(choices)} choices and correct_index {index}; "
+            "give an index from 0 that fits."
+        )
+    return Question(
+        row["key_question"],
+        row["key_image"],
+        row["question"],
+        choices,
+        index,
+        choices[index],
+        images,
+        task,
+        TASKS.get(task, "unknown"),
+    )
 
 
 def _open(source: str | Path) -> dict:
@@ -105,8 +117,9 @@ def _open(source: str | Path) -> dict:
     try:
         return datasets.load_dataset(str(source))
     except Exception as error:  # hub, network, cache and pyarrow raise many kinds here
-        raise InputError(f"The questions {source} could not be read ({reason(error)}); download them elsewhere and give "
-                         "their folder.") from error  # fmt: skip
+        raise InputError(
+            f"The questions {source} could not be read ({reason(error)}); download them elsewhere and give their folder."
+        ) from error
 
 
 def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
@@ -115,7 +128,7 @@ def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
     Raises:
         InputError: `datasets` is not installed, or the file cannot be written.
     """
-    from ullsam.checkpoints.files import whole
+    from ullsam.files import whole
 
     try:
         from datasets import Dataset, Features, Image, List, Value
@@ -123,9 +136,16 @@ def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
         raise InputError("Writing question sets needs the package datasets; run: pip install 'ullsam[full]'") from error
     text, number = Value("string"), Value("int64")
     features = Features(
-        key_question=text, key_image=text, question=text, choices=List(text), correct_index=number, correct_answer=text,
-        images_list=List(Image()), task=number, task_str=text,
-    )  # fmt: skip
+        key_question=text,
+        key_image=text,
+        question=text,
+        choices=List(text),
+        correct_index=number,
+        correct_answer=text,
+        images_list=List(Image()),
+        task=number,
+        task_str=text,
+    )
     rows = [{name: getattr(q, name) for name in features} for q in questions]
     for row in rows:
         row |= {"key_question": str(row["key_question"]), "images_list": [_png(x) for x in row["images_list"]]}

@@ -41,22 +41,33 @@ class Question:
 # Names that may be true of the same picture, or that nobody could tell apart: never choices beside one another.
 CONFLICTS = (
     {"H&E histology", "brightfield microscopy"},
-    {"nuclei", "cells"}, {"bacteria", "cells"}, {"nuclei", "lesions"},
+    {"nuclei", "cells"},
+    {"bacteria", "cells"},
+    {"nuclei", "lesions"},
     {"mitochondria", "neurite cross-sections", "axons"},
-    {"mitochondria", "cells"}, {"neurite cross-sections", "cells"}, {"axons", "cells"},
-)  # fmt: skip
+    {"mitochondria", "cells"},
+    {"neurite cross-sections", "cells"},
+    {"axons", "cells"},
+)
 # One light microscope can often do what the others do, so they are not choices beside one another either.
 LIGHT = {"fluorescence microscopy", "phase-contrast microscopy", "brightfield microscopy", "H&E histology"}
 INSTRUMENTS = {
-    "fluorescence microscopy": "a fluorescence microscope", "phase-contrast microscopy": "a phase-contrast microscope",
-    "brightfield microscopy": "a brightfield microscope", "H&E histology": "a slide scanner for H&E sections",
+    "fluorescence microscopy": "a fluorescence microscope",
+    "phase-contrast microscopy": "a phase-contrast microscope",
+    "brightfield microscopy": "a brightfield microscope",
+    "H&E histology": "a slide scanner for H&E sections",
     "scanning electron microscopy": "a scanning electron microscope",
-    "transmission electron microscopy": "a transmission electron microscope", "ultrasound": "an ultrasound scanner",
-}  # fmt: skip
+    "transmission electron microscopy": "a transmission electron microscope",
+    "ultrasound": "an ultrasound scanner",
+}
 # (smallest value of the band, its words)
 COUNTS = ((1, "one to three"), (4, "four to ten"), (11, "eleven to thirty"), (31, "more than thirty"))
-SHARES = ((0.0, "less than a tenth"), (0.1, "a tenth to a third"), (1 / 3, "a third to two thirds"),
-          (2 / 3, "more than two thirds"))  # fmt: skip
+SHARES = (
+    (0.0, "less than a tenth"),
+    (0.1, "a tenth to a third"),
+    (1 / 3, "a third to two thirds"),
+    (2 / 3, "more than two thirds"),
+)
 HALVES = ("the left half", "the right half", "the top half", "the bottom half", "no half holds that many")
 CLEAR = 0.05  # a share nearer than this to the edge of a band gives no question
 MOST, NOT_MOST = 0.7, 0.6  # shares of objects in a half that do and that do not make it the answer
@@ -207,5 +218,14 @@ def _make(number: int, seed: int, size: int) -> Question:
     chosen = [0, *(1 + rng.permutation(len(choices) - 1))][:MOST_CHOICES]
     order = rng.permutation(chosen)
     key = " + ".join(sample.name for sample in samples)
-    return Question(number, key, text, [choices[i] for i in order], int(np.flatnonzero(order == 0)[0]), choices[0],
-                    [sample.image for sample in samples], task, TASKS[task])  # fmt: skip
+    return Question(
+        number,
+        key,
+        text,
+        [choices[i] for i in order],
+        int(np.flatnonzero(order == 0)[0]),
+        choices[0],
+        [sample.image for sample in samples],
+        task,
+        TASKS[task],
+    )

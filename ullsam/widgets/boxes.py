@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ullsam.charts import FONT
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.overlay import PALETTE, instance_colours, outline, overlay
-from ullsam.plots import panel_grid, show_masks
+from ullsam.plots.charts import FONT
+from ullsam.plots.images import panel_grid, show_masks
+from ullsam.plots.overlays import PALETTE, instance_colours, outline, overlay
 from ullsam.widgets.live import NATURAL, WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled
 
 SIDE = 520  # longer side of the image in the browser, pixels
@@ -89,9 +89,19 @@ class BoxToSegment(Live):
     def table(self) -> list[dict]:
         """One row per box: number, class, the box, its mask's area in pixels, and the model's own score."""
         rows = zip(self._rows, self.masks, self.scores, strict=True)
-        return [{"number": i, "class": name, "x0": box[0], "y0": box[1], "x1": box[2], "y1": box[3],
-                 "area": int(mask.sum()), "score": round(float(score), 3)}
-                for i, ((box, name), mask, score) in enumerate(rows, 1)]  # fmt: skip
+        return [
+            {
+                "number": i,
+                "class": name,
+                "x0": box[0],
+                "y0": box[1],
+                "x1": box[2],
+                "y1": box[3],
+                "area": int(mask.sum()),
+                "score": round(float(score), 3),
+            }
+            for i, ((box, name), mask, score) in enumerate(rows, 1)
+        ]
 
     @gesture
     def add_box(self, x0: float, y0: float, x1: float, y1: float, name: str | None = None) -> int:
@@ -169,14 +179,26 @@ class BoxToSegment(Live):
         tinted = np.where(areas[..., None] > 0, outline(tinted, self.labels, WHITE), tinted)  # parts touching neighbours
         show_masks(tinted, boxes=self.boxes if self._rows else None, title="boxes and masks", ax=axes[0, 0])
         for i, (x0, y0, *_) in enumerate(self.boxes, 1):
-            axes[0, 0].text(x0, y0, f" {i} ", fontsize=FONT - 2, color="white", va="bottom", clip_on=True,
-                            bbox={"facecolor": "black", "pad": 0.5, "linewidth": 0})  # fmt: skip
+            axes[0, 0].text(
+                x0,
+                y0,
+                f" {i} ",
+                fontsize=FONT - 2,
+                color="white",
+                va="bottom",
+                clip_on=True,
+                bbox={"facecolor": "black", "pad": 0.5, "linewidth": 0},
+            )
         colours = instance_colours(areas)
-        handles = [Patch(facecolor=np.array(colours[k]) / 255, label=f"{name} ({self.names.count(name)})")
-                   for k, name in enumerate(self.classes, 1) if k in colours]  # fmt: skip
+        handles = [
+            Patch(facecolor=np.array(colours[k]) / 255, label=f"{name} ({self.names.count(name)})")
+            for k, name in enumerate(self.classes, 1)
+            if k in colours
+        ]
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=FONT - 1,
-                          frameon=False)  # fmt: skip
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=FONT - 1, frameon=False
+            )
         return figure
 
     def _take(self, rows: tuple, fresh: bool = False) -> None:
@@ -206,8 +228,10 @@ class BoxToSegment(Live):
         except (TypeError, ValueError) as error:
             raise InputError(f"The box {box} is not made of numbers; give x0, y0, x1, y1 in pixels.") from error
         if not self._usable(box):
-            raise InputError(f"The box {box} is not usable; give x0 < x1 and y0 < y1, at least partly inside the image "
-                             f"of {width} x {height} pixels.")  # fmt: skip
+            raise InputError(
+                f"The box {box} is not usable; give x0 < x1 and y0 < y1, at least partly inside the image "
+                f"of {width} x {height} pixels."
+            )
         return box
 
     def _usable(self, box: tuple) -> bool:
@@ -239,8 +263,9 @@ class BoxToSegment(Live):
         self._canvas.image_bytes = png_bytes(scaled(self.image, SIDE))
         self._canvas.observe(self._from_browser(self._dragged), names="bboxes")
         self._canvas.observe(self._from_browser(lambda change: self.choose_class(change["new"])), names="label")
-        self._knowledge = self._on_value(ipywidgets.Checkbox(description="with knowledge (VLK)", indent=False),
-                                         lambda _: self.toggle_vlk())  # fmt: skip
+        self._knowledge = self._on_value(
+            ipywidgets.Checkbox(description="with knowledge (VLK)", indent=False), lambda _: self.toggle_vlk()
+        )
         self._knowledge.disabled = self.predictor.model.vlsa is None
         new = ipywidgets.Text(placeholder="another class", layout={"width": "150px"})
         add = self._button("Add class", lambda: self.add_class(new.value))
@@ -273,5 +298,4 @@ def _pixels(bbox: dict) -> tuple[float, float, float, float]:
 def _corner(box: tuple, name: str, scale: float) -> dict:
     """The inverse of `_pixels`, in browser pixels."""
     x0, y0, x1, y1 = box
-    return {"x": x0 * scale, "y": y0 * scale, "width": (x1 - x0 + 1) * scale, "height": (y1 - y0 + 1) * scale,
-            "label": name}  # fmt: skip
+    return {"x": x0 * scale, "y": y0 * scale, "width": (x1 - x0 + 1) * scale, "height": (y1 - y0 + 1) * scale, "label": name}

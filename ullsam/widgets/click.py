@@ -18,7 +18,7 @@ import numpy as np
 import traitlets
 
 from ullsam.errors import InputError
-from ullsam.overlay import PALETTE, instance_colours
+from ullsam.plots.overlays import PALETTE, instance_colours
 from ullsam.widgets.live import enable_colab
 from ullsam.widgets.session import ClickSession
 
@@ -26,26 +26,60 @@ PICTURE = 2048  # longer side of the picture and the mask in the browser, pixels
 GHOSTS = 1024  # longer side of the layer with saved instances
 COLORING = 512  # longer side of the label map in which neighbours are looked for
 GESTURES = {  # what the browser may ask for, and the values it may send along
-    "click": ("x", "y", "positive", "grab"), "move_point": ("index", "x", "y"), "set_box": ("x0", "y0", "x1", "y1"),
-    "clear_box": (), "undo": (), "redo": (), "clear": (), "save_instance": (), "select": ("number",),
-    "rename": ("number", "name"), "delete": ("number",), "edit": ("number",), "toggle_vlk": (),
-    "toggle_negatives": (), "set_candidate": ("k",), "set_model": ("name",), "set_page": ("z",),
-    "set_channel": ("channel",), "set_display": ("low", "high", "gamma"), "encode": (), "describe": (),
+    "click": ("x", "y", "positive", "grab"),
+    "move_point": ("index", "x", "y"),
+    "set_box": ("x0", "y0", "x1", "y1"),
+    "clear_box": (),
+    "undo": (),
+    "redo": (),
+    "clear": (),
+    "save_instance": (),
+    "select": ("number",),
+    "rename": ("number", "name"),
+    "delete": ("number",),
+    "edit": ("number",),
+    "toggle_vlk": (),
+    "toggle_negatives": (),
+    "set_candidate": ("k",),
+    "set_model": ("name",),
+    "set_page": ("z",),
+    "set_channel": ("channel",),
+    "set_display": ("low", "high", "gamma"),
+    "encode": (),
+    "describe": (),
     "export": ("kinds",),
-}  # fmt: skip
+}
 EXPORTS = {
-    "tiff": "Label image (16-bit TIFF)", "roi": "ImageJ ROIs (zip)", "coco": "COCO (JSON)", "overlay": "Overlay (PNG)",
-    "csv": "Measurements (CSV)", "corpus": "Folder for training",
-}  # fmt: skip
+    "tiff": "Label image (16-bit TIFF)",
+    "roi": "ImageJ ROIs (zip)",
+    "coco": "COCO (JSON)",
+    "overlay": "Overlay (PNG)",
+    "csv": "Measurements (CSV)",
+    "corpus": "Folder for training",
+}
 ENCODING = "Encoding the image ..."
 SLOW = {
-    "set_model": ENCODING, "set_channel": ENCODING, "describe": "The language model is writing ...",
+    "set_model": ENCODING,
+    "set_channel": ENCODING,
+    "describe": "The language model is writing ...",
     "export": "Writing files ...",
-}  # fmt: skip
+}
 SETTINGS = (
-    "selected", "editing", "page", "pages", "channel", "model", "models", "vlk", "has_vlk", "negatives", "candidate",
-    "encoded", "can_undo", "can_redo",
-)  # fmt: skip
+    "selected",
+    "editing",
+    "page",
+    "pages",
+    "channel",
+    "model",
+    "models",
+    "vlk",
+    "has_vlk",
+    "negatives",
+    "candidate",
+    "encoded",
+    "can_undo",
+    "can_redo",
+)
 
 
 def bundle(*names: str) -> str:
@@ -79,8 +113,9 @@ class ClickToSegment(anywidget.AnyWidget):
     busy = traitlets.Unicode(help="what takes a moment right now, empty at rest").tag(sync=True)
     description = traitlets.Unicode(help="the language model's words").tag(sync=True)
 
-    def __init__(self, models, image, vlk: bool = True, project=None, stack: bool = False,
-                 export_folder: str | Path | None = None):
+    def __init__(
+        self, models, image, vlk: bool = True, project=None, stack: bool = False, export_folder: str | Path | None = None
+    ):
         enable_colab()
         self.session = ClickSession(models, image, vlk, project, stack)
         beside = isinstance(image, (str, Path))
@@ -97,14 +132,19 @@ class ClickToSegment(anywidget.AnyWidget):
 
     # ---------------------------------------------------------------- what there is to read
 
-    points = property(lambda self: np.array([p[:2] for p in self.session.prompts], np.float32).reshape(-1, 2),
-                      doc="Current points, float32 (P, 2), (x, y) in image pixels.")
-    point_labels = property(lambda self: np.array([p[2] for p in self.session.prompts], np.int64),
-                            doc="int64 (P,), 1 inside and 0 outside.")
+    points = property(
+        lambda self: np.array([p[:2] for p in self.session.prompts], np.float32).reshape(-1, 2),
+        doc="Current points, float32 (P, 2), (x, y) in image pixels.",
+    )
+    point_labels = property(
+        lambda self: np.array([p[2] for p in self.session.prompts], np.int64), doc="int64 (P,), 1 inside and 0 outside."
+    )
     box = property(lambda self: self.session.box, doc="(x0, y0, x1, y1) of the current object, or None.")
     mask = property(lambda self: self.session.mask, doc="Current mask, bool (H, W); None without prompts.")
-    labels = property(lambda self: self.session.labels,
-                      doc="Saved instances of the current page, int32 (H, W), 0 background, numbered from 1.")
+    labels = property(
+        lambda self: self.session.labels,
+        doc="Saved instances of the current page, int32 (H, W), 0 background, numbered from 1.",
+    )
     instances = property(lambda self: self.session.instances, doc="Saved instances of all pages, list of Instance.")
     vlk = property(lambda self: self.session.vlk, doc="With vision-language knowledge.")
 
@@ -255,12 +295,18 @@ class ClickToSegment(anywidget.AnyWidget):
         session, contrast = self.session, self.session.contrast
         instances = [{"number": i.number, "name": i.name, "area": i.area, "page": i.page} for i in session.instances]
         return {name: getattr(session, name) for name in SETTINGS} | {
-            "points": [list(p) for p in session.prompts], "suggested": [list(p) for p in session.suggested],
-            "box": session.box and list(session.box), "area": 0 if session.mask is None else int(session.mask.sum()),
-            "instances": instances, "channels": list(session.channels), "folder": str(self.export_folder),
-            "low": contrast.low, "high": contrast.high, "gamma": contrast.gamma,
+            "points": [list(p) for p in session.prompts],
+            "suggested": [list(p) for p in session.suggested],
+            "box": session.box and list(session.box),
+            "area": 0 if session.mask is None else int(session.mask.sum()),
+            "instances": instances,
+            "channels": list(session.channels),
+            "folder": str(self.export_folder),
+            "low": contrast.low,
+            "high": contrast.high,
+            "gamma": contrast.gamma,
             "exports": [list(item) for item in EXPORTS.items()],
-        }  # fmt: skip
+        }
 
     def _summary(self, gesture: str, result) -> str:
         """What happened, in words."""

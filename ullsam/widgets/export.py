@@ -14,7 +14,7 @@ import numpy as np
 
 from ullsam.data.io import png, write_atomic
 from ullsam.errors import InputError
-from ullsam.overlay import overlay
+from ullsam.plots.overlays import overlay
 from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.export_corpus import csv_text, write_corpus
 from ullsam.widgets.export_imagej import write_rois, write_tiff
@@ -60,13 +60,17 @@ def write_coco(annotations: Annotations, folder: Path) -> Path:
         "categories": [{"id": i, "name": name} for name, i in categories.items()],
         "annotations": [
             {
-                "id": number, "image_id": page + 1, "category_id": categories[name], "iscrowd": 0, "area": region.area,
+                "id": number,
+                "image_id": page + 1,
+                "category_id": categories[name],
+                "iscrowd": 0,
+                "area": region.area,
                 "bbox": [region.x0, region.y0, *region.pixels.shape[::-1]],
                 "segmentation": run_lengths(region, annotations.labels[page].shape),
             }
             for page, number, name, region in objects
         ],
-    }  # fmt: skip
+    }
     write_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
     return path
 
@@ -166,6 +170,10 @@ def measure(annotations: Annotations, page: int) -> list[dict]:
 
 
 KINDS = {
-    "tiff": write_tiff, "roi": write_rois, "coco": write_coco, "overlay": write_overlay, "csv": write_csv,
+    "tiff": write_tiff,
+    "roi": write_rois,
+    "coco": write_coco,
+    "overlay": write_overlay,
+    "csv": write_csv,
     "corpus": write_corpus,
-}  # fmt: skip
+}

@@ -67,8 +67,17 @@ def _roi(paths: list[np.ndarray], name: str, position: int):
     steps = [[0.0, *path[0]] + [v for point in path[1:] for v in (1.0, *point)] + [4.0] for path in paths]
     line = np.concatenate(steps).astype(np.float32)  # 0 move to, 1 line to, 4 close
     (left, top), (right, bottom) = (f([f(p, axis=0) for p in paths], axis=0).tolist() for f in (np.min, np.max))
-    return ImagejRoi(roitype=ROI_TYPE.RECT, name=name, position=position, left=left, top=top, right=right, bottom=bottom,
-                     shape_roi_size=len(line), multi_coordinates=line)  # fmt: skip
+    return ImagejRoi(
+        roitype=ROI_TYPE.RECT,
+        name=name,
+        position=position,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        shape_roi_size=len(line),
+        multi_coordinates=line,
+    )
 
 
 def outlines(region: Region) -> list[np.ndarray]:

@@ -36,12 +36,22 @@ class FileExchange(anywidget.AnyWidget):
     unsaved = traitlets.Bool(help="there are results that were not downloaded").tag(sync=True)
     alone = traitlets.Bool(help="leaving the page loses them").tag(sync=True)
 
-    def __init__(self, on_file: Callable[[str, bytes], None], on_labels: Callable[[str, bytes], None],
-                 on_example: Callable[[], None], on_results: Callable[[], tuple[str, bytes]], limit: int,
-                 alone: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        on_file: Callable[[str, bytes], None],
+        on_labels: Callable[[str, bytes], None],
+        on_example: Callable[[], None],
+        on_results: Callable[[], tuple[str, bytes]],
+        limit: int,
+        alone: bool = False,
+    ):
         enable_colab()
-        self._acts = {"begin": self._begin, "piece": self._piece, "example": lambda *_: on_example(),
-                      "results": lambda *_: self._save(*on_results())}  # fmt: skip
+        self._acts = {
+            "begin": self._begin,
+            "piece": self._piece,
+            "example": lambda *_: on_example(),
+            "results": lambda *_: self._save(*on_results()),
+        }
         self._takes = {"image": on_file, "labels": on_labels}
         self._forget()
         super().__init__(limit=limit, alone=alone)
@@ -75,8 +85,10 @@ class FileExchange(anywidget.AnyWidget):
             if not self._size or len(self._parts) > self._size:
                 raise InputError("The upload was interrupted; choose the file again.")
             if self._size > self._limit * 10**6:
-                raise InputError(f"{self._name} has {self._size / 1e6:.1f} MB and the limit is {self._limit} MB; "
-                                 "crop it or save it smaller.")  # fmt: skip
+                raise InputError(
+                    f"{self._name} has {self._size / 1e6:.1f} MB and the limit is {self._limit} MB; "
+                    "crop it or save it smaller."
+                )
             going = len(self._parts) < self._size
             if not going:
                 name, data, take = self._name, bytes(self._parts), self._take

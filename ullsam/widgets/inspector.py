@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ullsam.charts import FONT
 from ullsam.data.io import Square, to_rgb8
 from ullsam.errors import InputError
-from ullsam.metrics import dice
-from ullsam.overlay import PALETTE
-from ullsam.plots import panel_grid, show_feature_maps, show_masks, similarity_map
+from ullsam.evaluation.metrics import dice
+from ullsam.plots.charts import FONT
+from ullsam.plots.images import panel_grid, show_feature_maps, show_masks, similarity_map
+from ullsam.plots.overlays import PALETTE
 from ullsam.vlsa import to_grid
 from ullsam.widgets.live import (
     NATURAL,
@@ -182,12 +182,16 @@ class VlsaInspector(Live):
             if self.masks is None:
                 return "Click on an object; right click or Shift + click for outside."
             areas = [int(m.sum()) for m in self.masks]
-            return (f"{len(self.prompts)} point(s): {areas[0]} pixels with knowledge, {areas[1]} without, agreement "
-                    f"(Dice) {dice(*self.masks):.2f}.")  # fmt: skip
+            return (
+                f"{len(self.prompts)} point(s): {areas[0]} pixels with knowledge, {areas[1]} without, agreement "
+                f"(Dice) {dice(*self.masks):.2f}."
+            )
         values, (row, column) = self.similarity(), self.patch
         alike, pinned = int((values > ALIKE_FROM).sum()) - 1, " (pinned)" if self.pinned else ""
-        return (f"{self.stage}, patch in row {row}, column {column}{pinned}: {alike} of {values.size - 1} other patches "
-                f"have a cosine above {ALIKE_FROM}.")  # fmt: skip
+        return (
+            f"{self.stage}, patch in row {row}, column {column}{pinned}: {alike} of {values.size - 1} other patches "
+            f"have a cosine above {ALIKE_FROM}."
+        )
 
     def figure(self) -> Figure:
         """The chosen view with its legend."""
@@ -210,8 +214,9 @@ class VlsaInspector(Live):
 
     def _pca_figure(self) -> Figure:
         figure = show_feature_maps({name: layer.values for name, layer in self.layers.items()}, self.image)
-        figure.supxlabel("similar colours in one map = similar vectors (colours cannot be compared between maps)",
-                         fontsize=FONT)  # fmt: skip
+        figure.supxlabel(
+            "similar colours in one map = similar vectors (colours cannot be compared between maps)", fontsize=FONT
+        )
         return figure
 
     def _masks_figure(self) -> Figure:
@@ -255,13 +260,15 @@ class VlsaInspector(Live):
         self.prompts, self.masks = prompts, masks
 
     def _build_view(self) -> ipywidgets.Widget:
-        self._pointer = PointerImage(self._pointed, self.predictor.size, "image; point at a patch", self.layer.cell
-                                     / self.square.scale)  # fmt: skip
+        self._pointer = PointerImage(
+            self._pointed, self.predictor.size, "image; point at a patch", self.layer.cell / self.square.scale
+        )
         self._result, self._legend = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
         self._modes = self._on_value(ipywidgets.ToggleButtons(options=MODES, style={"button_width": "180px"}), self.set_mode)
         self._stages = self._on_value(ipywidgets.Dropdown(options=[*self.layers], description="vectors of"), self.set_stage)
-        self._locals = self._on_value(ipywidgets.Checkbox(description="without what all patches share", indent=False),
-                                      self.set_local)  # fmt: skip
+        self._locals = self._on_value(
+            ipywidgets.Checkbox(description="without what all patches share", indent=False), self.set_local
+        )
         self._clear = self._button("Remove points", self.clear)
         row = ipywidgets.HBox([self._stages, self._locals, self._clear], layout=WRAP)
         result = beside(ipywidgets.VBox([self._result, self._legend]), NARROW)
@@ -299,9 +306,9 @@ class VlsaInspector(Live):
         return png_bytes(picture)
 
 
-_COLOURS = LinearSegmentedColormap.from_list("unlike to alike", [
-    (1 - TINT) * 0.5 + TINT * UNLIKE / 255, (0.5, 0.5, 0.5), (1 - TINT) * 0.5 + TINT * ALIKE / 255,
-])  # fmt: skip
+_COLOURS = LinearSegmentedColormap.from_list(
+    "unlike to alike", [(1 - TINT) * 0.5 + TINT * UNLIKE / 255, (0.5, 0.5, 0.5), (1 - TINT) * 0.5 + TINT * ALIKE / 255]
+)
 
 
 @torch.inference_mode()

@@ -24,9 +24,9 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ullsam.charts import DPI, Picture
 from ullsam.data.io import png, to_rgb8
 from ullsam.errors import InputError
+from ullsam.plots.charts import DPI, Picture
 from ullsam.predictor import Predictor
 
 NATURAL = {"max_width": "100%", "align_self": "flex-start"}  # a picture in its own size, or smaller

@@ -9,11 +9,11 @@ from pathlib import Path
 import ipywidgets
 from matplotlib.figure import Figure
 
-from ullsam.charts import DPI, FONT, PANEL, Picture, show_curves
 from ullsam.data.corpus import Sample
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
-from ullsam.plots import panel_grid, show_masks
+from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves
+from ullsam.plots.images import panel_grid, show_masks
 from ullsam.widgets.live import NATURAL, WRAP, Live, gesture, png_bytes
 from ullsam.widgets.runs import Example, ExampleImage, RunFolder, read_checkpoint, stamp
 
@@ -38,8 +38,9 @@ class TrainingMonitor(Live):
         InputError: only one of model and sample, or a sample without objects.
     """
 
-    def __init__(self, folder: str | Path, model: ULLSAM | None = None, sample: Sample | None = None,
-                 steps: int | None = None):  # fmt: skip
+    def __init__(
+        self, folder: str | Path, model: ULLSAM | None = None, sample: Sample | None = None, steps: int | None = None
+    ):
         if (model is None) != (sample is None):
             raise InputError("Example masks need a model and a sample; give both or none.")
         self.run = RunFolder(folder)
@@ -158,7 +159,7 @@ class TrainingMonitor(Live):
     def _add(self, example: Example) -> None:
         """Keeps the first checkpoint's masks and the latest; those that a restart has overtaken go."""
         kept = [e for e in self.examples if e.step < example.step]
-        self.examples = [*kept[:1], *kept[1:][-(KEPT - 2):], example]
+        self.examples = [*kept[:1], *kept[1:][-(KEPT - 2) :], example]
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -177,10 +178,12 @@ class TrainingMonitor(Live):
         image = {"format": "png", "layout": NATURAL}
         self._curves, self._masks = ipywidgets.Image(**image), ipywidgets.Image(**image)
         self._keys = self._on_value(ipywidgets.SelectMultiple(description="curves", rows=4), self.choose)
-        self._smooth = self._on_value(ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False),
-                                      self.set_smooth)  # fmt: skip
-        self._live = self._on_value(ipywidgets.ToggleButton(description="look every 5 s"),
-                                    lambda on: self.start() if on else self.stop())  # fmt: skip
+        self._smooth = self._on_value(
+            ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False), self.set_smooth
+        )
+        self._live = self._on_value(
+            ipywidgets.ToggleButton(description="look every 5 s"), lambda on: self.start() if on else self.stop()
+        )
         buttons = ipywidgets.VBox([self._live, self._button("Look now", self.refresh)])
         self._drawn = None
         row = ipywidgets.HBox([buttons, self._keys, self._smooth], layout=WRAP)

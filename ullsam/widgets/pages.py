@@ -17,9 +17,18 @@ from ullsam.errors import InputError
 SAMPLE = 1024  # percentiles are taken from at most about this many rows and columns
 KEPT = 4  # decoded pages of a file that are kept at hand
 MICROMETRES = {  # in a unit, as programs write it; the micro sign has two code points, and ImageJ escapes it
-    "µm": 1.0, "\u03bcm": 1.0, "\\u00b5m": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
-    "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6,
-}  # fmt: skip
+    "µm": 1.0,
+    "\u03bcm": 1.0,
+    "\\u00b5m": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,10 @@ class Display:
     def __post_init__(self):
         numbers = all(isinstance(v, (int, float)) and np.isfinite(v) for v in (self.low, self.high, self.gamma))
         if not numbers or not 0 <= self.low < self.high <= 100 or not 0.05 <= self.gamma <= 20:
-            raise InputError(f"Contrast from {self.low} to {self.high} with gamma {self.gamma} cannot be shown; give "
-                             "percentiles 0 <= low < high <= 100 and a gamma from 0.05 to 20.")  # fmt: skip
+            raise InputError(
+                f"Contrast from {self.low} to {self.high} with gamma {self.gamma} cannot be shown; give "
+                "percentiles 0 <= low < high <= 100 and a gamma from 0.05 to 20."
+            )
 
 
 class Pages:
@@ -96,8 +107,10 @@ class Pages:
         if channel is None:
             return image
         if not is_index(channel, len(names)):
-            raise InputError(f"There is no channel {channel}; the page has {len(names)} to choose from, numbered from "
-                             "0, or None for all together.")  # fmt: skip
+            raise InputError(
+                f"There is no channel {channel}; the page has {len(names)} to choose from, numbered from "
+                "0, or None for all together."
+            )
         return image[..., channel]
 
     @cached_property
@@ -135,8 +148,10 @@ class Pages:
     def _labels_of(self, z: int, labels: np.ndarray) -> np.ndarray:
         size = self.page(z).shape[:2]
         if labels.shape != size:
-            raise InputError(f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
-                             "columns; give one number for each of its pixels.")  # fmt: skip
+            raise InputError(
+                f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
+                "columns; give one number for each of its pixels."
+            )
         return as_labels(labels, "The label image")
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ullsam.errors import InputError
-from ullsam.evaluate import write_json
+from ullsam.evaluation.protocol import write_json
 from ullsam.widgets.instances import Instance, Region
 from ullsam.widgets.pages import Pages
 
@@ -40,11 +40,18 @@ def save_project(path: str | Path, project: Project, image_sha: str, image_name:
     Raises:
         InputError: the file cannot be written.
     """
-    write_json(path, {
-        "format": FORMAT, "version": VERSION, "image": {"name": image_name, "sha256": image_sha},
-        "model": project.model, "page": project.page, "channel": project.channel,
-        "instances": [_to_json(i) for i in project.instances],
-    })  # fmt: skip
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "image": {"name": image_name, "sha256": image_sha},
+            "model": project.model,
+            "page": project.page,
+            "channel": project.channel,
+            "instances": [_to_json(i) for i in project.instances],
+        },
+    )
 
 
 def load_project(path: str | Path, image_sha: str) -> Project:
@@ -55,8 +62,10 @@ def load_project(path: str | Path, image_sha: str) -> Project:
     """
     path, values = Path(path), _read(Path(path))
     if values["version"] > VERSION:
-        raise InputError(f"{path} has version {values['version']} of the project format and this ullsam reads up to "
-                         f"{VERSION}; install a newer ullsam.")  # fmt: skip
+        raise InputError(
+            f"{path} has version {values['version']} of the project format and this ullsam reads up to "
+            f"{VERSION}; install a newer ullsam."
+        )
     try:
         known, name = values["image"]["sha256"], values["image"].get("name", "")
         instances = tuple(_from_json(record) for record in values["instances"])
@@ -64,8 +73,10 @@ def load_project(path: str | Path, image_sha: str) -> Project:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
     if known != image_sha:
-        raise InputError(f"{path} is the project of another image{f' ({name})' if name else ''}; give the image it was "
-                         "made for, or another project file.")  # fmt: skip
+        raise InputError(
+            f"{path} is the project of another image{f' ({name})' if name else ''}; give the image it was "
+            "made for, or another project file."
+        )
     return project
 
 
@@ -87,8 +98,10 @@ class Autosave:
         self._pages = pages
         self._seen = self._stamp()
         if self.path is not None and not os.access(self.path.parent, os.W_OK):
-            raise InputError(f"The folder {self.path.parent} cannot be written, so your work could not be kept there; name "
-                             "a file with project=..., or give project=False to keep none.")  # fmt: skip
+            raise InputError(
+                f"The folder {self.path.parent} cannot be written, so your work could not be kept there; name "
+                "a file with project=..., or give project=False to keep none."
+            )
 
     def read(self) -> Project | None:
         """The project, None where there is no file yet."""
@@ -103,8 +116,9 @@ class Autosave:
         if self.path is None:
             return
         if self._stamp() not in (self._seen, None):
-            raise InputError(f"{self.path} was changed by another session meanwhile; open the image again to go on from "
-                             "there.")  # fmt: skip
+            raise InputError(
+                f"{self.path} was changed by another session meanwhile; open the image again to go on from there."
+            )
         save_project(self.path, project, self._pages.sha, self._pages.file)
         self._seen = self._stamp()
 
@@ -136,10 +150,16 @@ def _to_json(instance: Instance) -> dict:
     region = instance.region
     png = cv2.imencode(".png", region.pixels.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
     return {
-        "number": instance.number, "name": instance.name, "model": instance.model, "page": instance.page,
-        "prompts": [list(p) for p in instance.prompts], "box": instance.box, "area": instance.area,
-        "corner": [region.x0, region.y0], "pixels": base64.b64encode(png).decode(),
-    }  # fmt: skip
+        "number": instance.number,
+        "name": instance.name,
+        "model": instance.model,
+        "page": instance.page,
+        "prompts": [list(p) for p in instance.prompts],
+        "box": instance.box,
+        "area": instance.area,
+        "corner": [region.x0, region.y0],
+        "pixels": base64.b64encode(png).decode(),
+    }
 
 
 def _from_json(record: dict) -> Instance:

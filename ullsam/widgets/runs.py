@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ullsam.data.corpus import Sample
 from ullsam.errors import InputError
-from ullsam.metrics import instance_scores
+from ullsam.evaluation.metrics import instance_scores
 from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_instances
@@ -162,8 +162,9 @@ def _weights(model: nn.Module, state: dict[str, Tensor]):
     own = {name: p for name, p in model.named_parameters() if name in state}
     wrong = [name for name, p in own.items() if p.shape != state[name].shape]
     if wrong or not own:
-        raise InputError(f"The checkpoint is of another model ({(wrong or ['no common part'])[0]}); give the model that is "
-                         "trained.")  # fmt: skip
+        raise InputError(
+            f"The checkpoint is of another model ({(wrong or ['no common part'])[0]}); give the model that is trained."
+        )
     before, training = {name: p.data for name, p in own.items()}, model.training
     try:
         for name, p in own.items():

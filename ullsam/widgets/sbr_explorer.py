@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.plots import show_masks, show_sbr
+from ullsam.plots.images import show_masks, show_sbr
 from ullsam.sbr import SbrConfig, instance_ids, sample_points, sbr_regions
 from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes
 
@@ -152,9 +152,11 @@ class SbrExplorer(Live):
         c, s, shape = self.choice, self.sizes(), self.labels.shape
         name = f"Object {c.instance}" if s["M"] else MISSING.capitalize()
         low, high = c.config.ring_in(shape)
-        return (f"{name}: {s['M']} pixels. In this image of {shape[1]} x {shape[0]} pixels, erosion takes "
-                f"{c.config.steps(c.config.erosion, shape)} steps and the ring lies {low:.3g} to {high:.3g} pixels from the "
-                f"object; it has {s['B']} pixels, the core {s['E']}.")  # fmt: skip
+        return (
+            f"{name}: {s['M']} pixels. In this image of {shape[1]} x {shape[0]} pixels, erosion takes "
+            f"{c.config.steps(c.config.erosion, shape)} steps and the ring lies {low:.3g} to {high:.3g} pixels from the "
+            f"object; it has {s['B']} pixels, the core {s['E']}."
+        )
 
     def figure(self) -> Figure:
         """The regions in colours, which the legend names, the points, and the branches above."""
@@ -194,29 +196,40 @@ class SbrExplorer(Live):
 
     def _build_view(self) -> ipywidgets.Widget:
         side = self.choice.config.reference_side
-        self._picture = PointerImage(lambda kind, x, y, _: kind == "click" and self._from_browser(self.click)(x, y),
-                                     self.labels.shape, "image with the chosen object; click to choose")  # fmt: skip
+        self._picture = PointerImage(
+            lambda kind, x, y, _: kind == "click" and self._from_browser(self.click)(x, y),
+            self.labels.shape,
+            "image with the chosen object; click to choose",
+        )
         self._regions = ipywidgets.Image(format="png", layout=NATURAL)
         self._table = ipywidgets.HTML()
         self._controls = {
-            "object": self._on_value(ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object",
-                                                         layout={"width": "270px"}), self._chosen),
+            "object": self._on_value(
+                ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object", layout={"width": "270px"}),
+                self._chosen,
+            ),
             "erosion": self._slider("erosion", 60, self.set_erosion),
-            "ring": self._on_value(_plain(ipywidgets.FloatRangeSlider, "ring", max=60, step=0.5, readout_format=".1f"),
-                                   lambda ends: self.set_ring(*ends)),
+            "ring": self._on_value(
+                _plain(ipywidgets.FloatRangeSlider, "ring", max=60, step=0.5, readout_format=".1f"),
+                lambda ends: self.set_ring(*ends),
+            ),
             "dilation": self._slider("dilation", 60, self.set_dilation),
             "n_pos": self._slider("inside Nₚ", 20, lambda n: self.set_counts(n, self.choice.n_neg)),
             "n_neg": self._slider("outside Nₙ", 40, lambda n: self.set_counts(self.choice.n_pos, n)),
             "seed": self._slider("seed", 99, self.set_seed),
-            "exclude": self._on_value(ipywidgets.Checkbox(description="no point on other objects", indent=False),
-                                      self.set_exclude),
+            "exclude": self._on_value(
+                ipywidgets.Checkbox(description="no point on other objects", indent=False), self.set_exclude
+            ),
             "zoom": self._on_value(ipywidgets.Checkbox(description="zoom to the object", indent=False), self.set_zoom),
-        }  # fmt: skip
-        words = (f"Distances as in the paper: pixels of an image of {side} x {side}. Green circle: point inside; red cross: "
-                 "point outside.")  # fmt: skip
+        }
+        words = (
+            f"Distances as in the paper: pixels of an image of {side} x {side}. Green circle: point inside; red cross: "
+            "point outside."
+        )
         note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>{words}</div>")
-        column = ipywidgets.VBox([*self._controls.values(), note, self._button("Paper's settings", self.reset)],
-                                 layout={"width": "290px"})  # fmt: skip
+        column = ipywidgets.VBox(
+            [*self._controls.values(), note, self._button("Paper's settings", self.reset)], layout={"width": "290px"}
+        )
         pictures = ipywidgets.HBox([beside(self._picture, 180, SIDE), beside(self._regions, 300)], layout=WRAP)
         right = ipywidgets.VBox([pictures, self._table, self._line], layout={"flex": "1 1 400px"})
         return ipywidgets.HBox([column, right], layout=WRAP)
@@ -229,9 +242,17 @@ class SbrExplorer(Live):
 
     def _draw(self) -> None:
         c, controls = self.choice, self._controls
-        values = {"object": c.instance if c.instance in self.ids else MISSING, "erosion": round(c.config.erosion),
-                  "ring": c.config.ring, "dilation": round(c.config.dilation), "n_pos": c.n_pos, "n_neg": c.n_neg,
-                  "seed": c.seed, "exclude": c.config.exclude_other_instances, "zoom": self.zoomed}  # fmt: skip
+        values = {
+            "object": c.instance if c.instance in self.ids else MISSING,
+            "erosion": round(c.config.erosion),
+            "ring": c.config.ring,
+            "dilation": round(c.config.dilation),
+            "n_pos": c.n_pos,
+            "n_neg": c.n_neg,
+            "seed": c.seed,
+            "exclude": c.config.exclude_other_instances,
+            "zoom": self.zoomed,
+        }
         for name, value in values.items():
             if hasattr(controls[name], "max"):  # a script may go beyond the slider's end
                 controls[name].max = max(controls[name].max, *np.atleast_1d(value).tolist())

@@ -224,10 +224,17 @@ class ClickSession:
     def edit(self, number: int) -> None:
         """Makes an instance the current object again, with its prompts and pixels; it stays saved until it is replaced."""
         chosen = saved.find(self._state.instances, number)
-        self._change(replace(
-            self._state, page=chosen.page, prompts=chosen.prompts, box=chosen.box, suggested=(), region=chosen.region,
-            editing=number,
-        ))  # fmt: skip
+        self._change(
+            replace(
+                self._state,
+                page=chosen.page,
+                prompts=chosen.prompts,
+                box=chosen.box,
+                suggested=(),
+                region=chosen.region,
+                editing=number,
+            )
+        )
         self._selected = number
 
     def import_labels(self, source: np.ndarray | str | Path) -> int:
@@ -253,11 +260,15 @@ class ClickSession:
         instances, pages = self._state.instances, self._pages
         views = {z: pages.view(z, None) for z in sorted({i.page for i in instances})}
         annotations = Annotations(
-            name=pages.name, file=pages.file, count=pages.count, pixel_size=pages.pixel_size, images=views,
+            name=pages.name,
+            file=pages.file,
+            count=pages.count,
+            pixel_size=pages.pixel_size,
+            images=views,
             shown={z: display(view, self._display) for z, view in views.items()},
             labels={z: saved.label_map(instances, z, view.shape[:2]) for z, view in views.items()},
             names={i.number: i.name for i in instances},
-        )  # fmt: skip
+        )
         return export(annotations, folder, kinds)
 
     # ---------------------------------------------------------------- what there is to read

@@ -1,0 +1,281 @@
+"""Probes with known answers, shares by hand, and masks of models that listen to knowledge or do not."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ullsam import STYLES, ULLSAM, Corpus, InputError, Predictor, Sample, generate, write_labels
+from ullsam.cli import main
+from ullsam.evaluation.protocol import score_image
+from ullsam.lab.knowledge import ARMS, measure_knowledge, read, summarise_knowledge
+from ullsam.lab.probes import estimate, fit_probe, ranking, variance_shares
+from ullsam.lab.states import STEPS, look
+from ullsam.plots.charts import show_knowledge
+
+METAS = [{"modality": "fluorescence", "structure": "nucleus"}, {"modality": "SEM", "structure": "axon"}]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Two corpora of different styles, two validation and three training images each."""
+    folder = tmp_path_factory.mktemp("corpora")
+    return [_corpus(folder / name, *facts) for name, *facts in zip("ab", list(STYLES)[:2], METAS, strict=True)]
+
+
+def _corpus(folder, style, meta):
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for i in range(5):
+        sample = generate(style, i, 64)
+        cv2.imwrite(str(folder / "images" / f"{i}.png"), sample.image[..., ::-1])
+        write_labels(folder / "masks" / f"{i}.png", sample.labels)
+    with (folder / "images.csv").open("w", newline="") as table:
+        rows = [(f"{i}.png", "val" if i < 2 else "train") for i in range(5)]
+        csv.writer(table).writerows([("file", "split"), *rows])
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return Corpus(folder)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ULLSAM.from_preset("debug")
+
+
+@pytest.fixture(scope="module")
+def result(model, corpora):
+    return measure_knowledge(model, corpora, "val", fit_limit=1, most_objects=100)
+
+
+# ---------------------------------------------------------------- probes
+
+
+def test_probe_learns_what_is_linear_and_nothing_else():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 5, generator=rng)
+    y = (x[:, 1] > 0.2).long() + (x[:, 1] > 1).long()  # three classes in a row
+    right = (fit_probe(x[:200], y[:200])(x[200:]).argmax(1) == y[200:]).float().mean()
+    noise = torch.randint(0, 3, (400,), generator=rng)
+    guessed = (fit_probe(x[:200], noise[:200])(x[200:]).argmax(1) == noise[200:]).float().mean()
+    assert right > 0.9 and guessed < 0.5
+
+
+def test_probe_answers_several_questions_at_once_and_ignores_constants():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 3] = 7.0
+    y = (x[:, :2] > 0).float()
+    logits = fit_probe(x, y)(x)
+    assert ((logits > 0) == (y > 0)).float().mean() > 0.97 and torch.isfinite(logits).all()
+
+
+def test_probe_is_held_back_where_examples_of_a_group_repeat_noise():
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 60, generator=rng), torch.randint(0, 2, (40,), generator=rng))
+    x, y, groups = (v.repeat_interleave(5, 0) for v in (x, y, torch.arange(40)))  # 40 images of 5 equal places
+    alone, together = fit_probe(x, y), fit_probe(x, y, groups)
+    assert together.weight.norm() < alone.weight.norm() / 5  # single places look learnable, whole images do not
+
+
+def test_ranking_by_hand():
+    assert ranking([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 0.75  # of four pairs one is the wrong way round
+    assert ranking([1, 1], [0, 1]) == 0.5
+    assert ranking([1, 2], [1, 1]) is None and ranking([1, 2], [0, 0]) is None
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=20))
+def test_ranking_of_the_opposite_is_the_rest(pairs):
+    scores, truth = np.array(pairs).T
+    value = ranking(scores, truth)
+    if value is not None:
+        assert value + ranking(-scores, truth) == pytest.approx(1)
+
+
+def test_estimate_leaves_out_unknown_images():
+    assert estimate([1, None, True, 1.0])["mean"] == 1.0
+    assert estimate([1, None])["interval"] == [1.0, 1.0] and estimate([1, None])["n"] == 1
+    assert estimate([None]) == {"mean": None, "interval": None, "n": 0}
+    low, high = estimate([0, 1] * 50)["interval"]
+    assert 0.35 < low < 0.5 < high < 0.65
+
+
+def test_shares_of_pure_states():
+    image, place = np.array([[1.0], [-1.0]]), np.array([[2.0], [-2.0], [0.0]])
+    zeros = np.zeros((2, 3, 1))
+    pure = {
+        "constant": zeros + 3,
+        "image": zeros + image[:, None],
+        "place": zeros + place,
+        "both": zeros + image[:, None] * place,
+    }
+    for name, x in pure.items():
+        found = {key: share["mean"] for key, share in variance_shares(x, draws=10).items()}
+        assert found == pytest.approx({key: float(key == name) for key in pure})
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000))
+def test_shares_add_up_to_one(seed):
+    x = np.random.default_rng(seed).normal(1, 2, (4, 5, 3))
+    found = {key: share["mean"] for key, share in variance_shares(x, draws=50).items()}
+    assert sum(found.values()) == pytest.approx(1) and min(found.values()) >= 0
+    assert found["constant"] == pytest.approx((x.mean((0, 1)) ** 2).sum() / (x**2).sum(2).mean())
+
+
+# ---------------------------------------------------------------- states
+
+
+def test_patches_are_those_of_the_image(model):
+    labels = np.zeros((64, 32), np.int32)
+    labels[16:32, :16] = 4  # the patch in the second row, first column; the right half of the canvas is padding
+    seen = look(model, Sample(np.zeros((64, 32, 3), np.uint8), labels))
+    assert seen.inside.tolist() == [True, False] * 2
+    assert seen.objects.tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4]  # in the order of pixel_shuffle
+    assert list(seen.rows) == list(STEPS)
+
+
+# ---------------------------------------------------------------- a whole measurement
+
+
+def test_own_knowledge_scores_as_evaluate_does(model, corpora, result):
+    for row in result["per_image"]:
+        corpus = next(c for c in corpora if c.folder.name == row["data"])
+        index, record = next((i, r) for i, r in enumerate(corpus.records) if r.file == row["file"])
+        scores = [
+            score_image(Predictor(model), corpus.read(record), np.random.default_rng([0, index]), use_vlk=use)
+            for use in (True, False)
+        ]
+        assert row["own"]["dice"] == pytest.approx(scores[0]["dice_instance"], abs=1e-6)
+        assert row["none"]["dice"] == pytest.approx(scores[1]["dice_instance"], abs=1e-6)
+        assert row["n_objects"] == scores[0]["n_instances"]
+
+
+def test_result_is_complete_and_strict_json(result):
+    json.dumps(result, allow_nan=False)
+    assert result["n_images"] == 4 and result["data"] == ["a", "b"]
+    assert set(result["masks"]) == {"own", *ARMS} - {"coarse"}  # the debug model has no finer maps
+    assert list(result["probes"]) == ["dataset", "modality", "structure", "objects"]
+    assert result["probes"]["dataset"]["chance"] == 0.5
+    assert all(list(found["steps"]) == list(STEPS) for found in result["probes"].values())
+    assert set(result["shares"]) == set(STEPS) and set(result["reading"]) == {"informative", "used", "size"}
+
+
+def test_own_arm_changes_nothing_and_others_do(result):
+    own = result["masks"]["own"]
+    assert all(own[key]["mean"] == 0 for key in ("dice_change", "logit_change", "flipped", "moved"))
+    assert all(result["masks"][arm]["logit_change"]["mean"] > 0 for arm in result["masks"] if arm != "own")
+
+
+def test_a_decoder_that_does_not_listen_is_found_out(corpora, monkeypatch):
+    deaf = ULLSAM.from_preset("debug")
+    monkeypatch.setattr(deaf.vlsa, "inject", lambda knowledge, sparse, dense: (sparse, dense))
+    result = measure_knowledge(deaf, corpora, "val", fit_limit=1, most_objects=2)
+    for arm, found in result["masks"].items():
+        unchanged = arm not in ("points", "features")
+        assert (found["logit_change"]["mean"] == 0) is unchanged, arm
+    assert result["sizes"]["change"]["mean"] == 0 and result["sizes"]["ratio"]["mean"] == 0
+    assert result["reading"]["used"].startswith("Masks hardly depend on whose knowledge it is")
+
+
+def test_other_knowledge_is_that_of_the_other_corpus(model, corpora, monkeypatch):
+    sample = corpora[1].read(next(r for r in corpora[1].records if r.split == "val"))
+    expected, given_ = look(model, sample).knowledge, []
+    segment = model.segment
+    monkeypatch.setattr(model, "segment", lambda f, p, k=None: (given_.append(k), segment(f, p, k))[1])
+    measure_knowledge(model, corpora, "val", limit=1, fit_limit=1, most_objects=1)
+    own, none, other, *_ = given_
+    assert none is None and torch.equal(other, given_[len(given_) // 2])  # the other corpus's own one
+    assert other.shape == expected.shape and not torch.equal(own, other)
+
+
+# ---------------------------------------------------------------- sentences, table, figure, command
+
+
+def _masks(low, high):
+    some = {"mean": (low + high) / 2, "interval": [low, high], "n": 9}
+    return {arm: {"dice_change": some, "moved": some} for arm in ("other", "none", "points", "coarse")}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sentence"),
+    [
+        (-0.004, 0.003, "hardly depend"),
+        (-0.05, -0.02, "get worse"),
+        (0.011, 0.02, "get better"),
+        (-0.05, 0.02, "stays open"),
+    ],
+)
+def test_sentence_follows_from_the_interval(result, low, high, sentence):
+    text = read(result | {"masks": _masks(low, high)})["used"]
+    assert sentence in text and ("hardly uses the coarse" in text) is (sentence == "hardly depend")
+
+
+@pytest.mark.parametrize(("low", "sentence"), [(0.6, "states tell the dataset"), (0.4, "states do not tell the dataset")])
+def test_states_tell_only_what_is_above_chance(result, low, sentence):
+    steps = {step: {"mean": 0.8, "interval": [low, 0.9], "n": 9} for step in STEPS}
+    drop = {"mean": -0.2, "interval": [-0.3, -0.1], "n": 9}
+    found = {"chance": 0.5, "steps": steps, "changes": {"tokens": drop}}
+    text = read(result | {"probes": {"dataset": found}})["informative"]
+    assert sentence in text and "less from projection" in text
+
+
+def test_table_and_figure(result, tmp_path):
+    rows = summarise_knowledge([result])
+    assert rows[0]["in place of own knowledge"] == "own knowledge" and rows[0]["dice_change"] == 0
+    assert len(rows) == len(result["masks"])
+    figure = show_knowledge(result)
+    assert len(figure.axes) == 3
+    figure.save(tmp_path / "figure.png")
+    assert cv2.imread(str(tmp_path / "figure.png")).shape[1] > 1000
+
+
+def test_command(corpora, tmp_path, capsys):
+    model = ULLSAM.from_preset("debug")
+    model.save_pretrained(tmp_path / "small")
+    out, figure = tmp_path / "knowledge.json", tmp_path / "knowledge.png"
+    words = [
+        "knowledge",
+        "--model",
+        str(tmp_path / "small"),
+        "--data",
+        *(str(c.folder) for c in corpora),
+        "--split",
+        "val",
+        "--limit",
+        "1",
+        "--fit-limit",
+        "1",
+        "--out",
+        str(out),
+    ]
+    assert main([*words, "--figure", str(figure)]) == 0
+    written = json.loads(out.read_text())
+    assert written["command"].startswith("python -m ullsam knowledge --model small") and written["model"] == "small"
+    assert written["n_images"] == 2 and figure.is_file() and str(tmp_path) not in out.read_text()
+    assert written["reading"]["used"] in capsys.readouterr().out
+    assert main([*words, "--figure", str(tmp_path / "knowledge.jpg")]) == 2
+    assert main([*words, "--fit-split", "exam"]) == 2
+    errors = capsys.readouterr().err
+    assert "does not end in .png" in errors and "no split 'exam'" in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"vlsa": "none"}, "has no VLSA"),
+        ({"vlsa": "tokens"}, "a vector for each place"),
+        ({"llm": None, "vlsa": "none"}, "no language model"),
+    ],
+)
+def test_models_without_knowledge_at_each_place(corpora, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        measure_knowledge(ULLSAM.from_preset("debug", **changes), corpora, "val")
+
+
+def test_one_image_is_too_few(model, corpora):
+    with pytest.raises(InputError, match="at least two images"):
+        measure_knowledge(model, corpora[:1], "val", limit=1, fit_limit=1)

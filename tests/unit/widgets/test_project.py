@@ -1,0 +1,230 @@
+"""Work is kept in a project file, and a later session goes on from it."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ullsam import InputError
+from ullsam.widgets.instances import Instance, Region, label_map
+from ullsam.widgets.project import Project, load_project, save_project
+from ullsam.widgets.session import ClickSession
+
+SIZE = (40, 56)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """An image of three pages."""
+    stack = np.random.default_rng(0).integers(0, 4000, (3, *SIZE), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "cells.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    return tmp_path / "cells.tif"
+
+
+def project_of(file):
+    return file.with_name(file.name + ".ullsam.json")
+
+
+def seen(session):
+    return [(i.number, i.name, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
+
+
+def save_two(session):
+    session.click(10, 10)
+    session.click(20, 12, positive=False)
+    session.save_instance()
+    session.set_page(2)
+    session.set_box(30, 5, 50, 20)
+    session.save_instance()
+    session.rename(2, "nucleus é")
+
+
+def test_a_later_session_goes_on_where_the_last_one_was(file, Discs):
+    models = {"discs": Discs(), "large": Discs("large", 9)}
+    first = ClickSession(models, file)
+    assert not project_of(file).exists()
+    save_two(first)
+    second = ClickSession(models, file)
+    assert seen(second) == seen(first) and second.page == 2 and not second.can_undo
+    for page in (2, 0, 1):
+        first.set_page(page)
+        second.set_page(page)
+        np.testing.assert_array_equal(second.labels, first.labels)
+    second.edit(1)
+    assert second.prompts == ((10, 10, 1), (20, 12, 0)) and second.mask[10, 10]
+    second.clear()
+    second.click(45, 30)
+    assert second.save_instance() == 3
+    second.set_model("large")
+    second.delete(2)
+    assert ClickSession(models, file).model == "large"
+    assert ClickSession(Discs("another"), file).model == "another"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.delete(1),
+        lambda s: s.rename(1, "new"),
+        lambda s: s.undo(),
+        lambda s: (s.undo(), s.redo()),
+        lambda s: (s.edit(1), s.move_point(0, 14, 14), s.save_instance()),
+        lambda s: s.import_labels(np.full(SIZE, 4)),
+    ],
+)
+def test_every_change_of_an_instance_is_on_disk_at_once(file, change, Discs):
+    session = ClickSession(Discs(), file)
+    save_two(session)
+    change(session)
+    assert seen(ClickSession(Discs(), file)) == seen(session)
+
+
+def test_points_alone_write_nothing(file, Discs):
+    session = ClickSession(Discs(), file)
+    save_two(session)
+    before = project_of(file).stat()
+    session.click(20, 30)
+    session.select(1)
+    session.set_display(1, 99)
+    assert project_of(file).stat() == before
+
+
+def test_an_array_has_a_project_only_when_told(tmp_path, file, Discs):
+    image = tifffile.imread(file)
+    session = ClickSession(Discs(), image, stack=True)
+    session.click(10, 10)
+    session.save_instance()
+    assert session.project is None and os.listdir(tmp_path) == ["cells.tif"]
+    session = ClickSession(Discs(), file, project=False)
+    session.click(10, 10)
+    session.save_instance()
+    assert os.listdir(tmp_path) == ["cells.tif"]
+    named = ClickSession(Discs(), image, stack=True, project=tmp_path / "mine.json")
+    save_two(named)
+    assert sorted(os.listdir(tmp_path)) == ["cells.tif", "mine.json"]
+    assert seen(ClickSession(Discs(), file, project=tmp_path / "mine.json")) == seen(named)  # the same pixels in a file
+
+
+def test_a_project_of_another_image_or_version_is_refused(file, tmp_path, Discs):
+    save_two(ClickSession(Discs(), file))
+    other = tifffile.imread(file)
+    other[2, 0, 0] += 1
+    with pytest.raises(InputError, match=r"another image \(cells.tif\)"):
+        ClickSession(Discs(), other, stack=True, project=project_of(file))
+    values = json.loads(project_of(file).read_text())
+    assert values["version"] == 1 and values["format"] == "ullsam project"
+    project_of(file).write_text(json.dumps({**values, "version": 2}))
+    with pytest.raises(InputError, match="version 2 .* reads up to 1; install a newer ullsam"):
+        ClickSession(Discs(), file)
+    assert json.loads(project_of(file).read_text())["version"] == 2
+
+
+def break_pixels(values):
+    values["instances"][0]["pixels"] = "no base64"
+
+
+def drop_prompts(values):
+    del values["instances"][1]["prompts"]
+
+
+def cut_corner(values):
+    values["instances"][1]["corner"] = [3]
+
+
+@pytest.mark.parametrize("damage", [break_pixels, drop_prompts, cut_corner])
+def test_a_damaged_project_is_refused_and_kept(file, damage, Discs):
+    save_two(ClickSession(Discs(), file))
+    values = json.loads(project_of(file).read_text())
+    damage(values)
+    project_of(file).write_text(json.dumps(values))
+    with pytest.raises(InputError, match="damaged .* move it away"):
+        ClickSession(Discs(), file)
+    assert json.loads(project_of(file).read_text()) == values
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "damaged"),
+        ("[]", "no project file"),
+        ('{"format": "other", "version": 1}', "no project file"),
+        ('{"format": "ullsam project"}', "no project file"),
+    ],
+)
+def test_other_files_are_not_taken_for_a_project(file, content, words, Discs):
+    project_of(file).write_text(content)
+    with pytest.raises(InputError, match=words):
+        ClickSession(Discs(), file)
+
+
+def test_a_session_does_not_write_over_what_another_one_saved(file, Discs):
+    first, second = ClickSession(Discs(), file), ClickSession(Discs(), file)
+    save_two(first)
+    second.click(40, 30)
+    with pytest.raises(InputError, match="changed by another session"):
+        second.save_instance()
+    assert second.mask is not None and second.instances == [] and not second.can_redo
+    assert len(ClickSession(Discs(), file).instances) == 2
+    first.delete(1)
+    project_of(file).unlink()
+    first.undo()
+    assert seen(ClickSession(Discs(), file)) == seen(first)
+
+
+def test_what_cannot_be_written_is_said_before_work_is_lost(file, tmp_path, monkeypatch, Discs):
+    with pytest.raises(InputError, match="project=False"):
+        ClickSession(Discs(), file, project=tmp_path / "absent" / "p.json")
+    session = ClickSession(Discs(), file)
+    session.click(10, 10)
+    session.save_instance()
+    kept = project_of(file).read_bytes()
+    session.click(40, 30)
+    mask = session.mask
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="No space left"):
+        session.save_instance()
+    assert session.mask is mask and len(session.instances) == 1 and project_of(file).read_bytes() == kept
+    monkeypatch.undo()
+    assert session.save_instance() == 2
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(2, 12), st.integers(2, 12))
+def test_pixels_and_prompts_survive_exactly(tmp_path_factory, seed, count, height, width):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, height, width)) < rng.random()
+    instances = tuple(
+        Instance(
+            70000 + i,
+            f"n{i}",
+            ((rng.random(), float(i), 1),) * i,
+            None if i else (0.5, 1.0, 2.0, 3.25),
+            "m",
+            i,
+            Region.of(mask),
+        )
+        for i, mask in enumerate(masks)
+        if mask.any()
+    )
+    path = tmp_path_factory.getbasetemp() / "project.json"
+    save_project(path, Project("m", 0, None, instances), "sha")
+    back = load_project(path, "sha").instances
+    assert [(i.number, i.name, i.prompts, i.box, i.page) for i in back] == [
+        (i.number, i.name, i.prompts, i.box, i.page) for i in instances
+    ]
+    for page in range(count):
+        np.testing.assert_array_equal(*(label_map(x, page, (height, width)) for x in (back, instances)))
+
+
+def test_nothing_but_the_project_is_left_beside_the_image(file, Discs):
+    session = ClickSession(Discs(), file)
+    save_two(session)
+    assert session.project == project_of(file)
+    assert [p.name for p in sorted(file.parent.iterdir())] == ["cells.tif", "cells.tif.ullsam.json"]

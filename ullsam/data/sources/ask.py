@@ -1,0 +1,217 @@
+"""Stage-2 captions: a large vision-language model on an OpenAI-compatible server (vLLM and others) describes every image."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import cv2
+
+from ullsam.accel.distributed import local_items, distributed_state
+from ullsam.data.corpus import Corpus, Record
+from ullsam.data.io import png, read_image, to_rgb8, write_atomic
+from ullsam.data.sources.biomedica import append_line, read_lines
+from ullsam.errors import InputError
+
+# The paper's instruction to Qwen2.5-VL-72B (Appendix A, Figure 8), word for word: other words give other captions.
+PROMPT = (
+    "Create detailed captions describing the contents of the given image. Include the object types, textures, "
+    "double-checking relative positions between objects, etc. Instead of describing the imaginary content, only "
+    "describing the content one can determine confidently from the image. Do not describe the contents by itemizing "
+    "them in list form. Minimize aesthetic descriptions as much as possible. Just need to respond with a piece of plain "
+    "text, as concise as possible. Do not use 'likely', 'perhaps', etc."
+)
+AGAIN = (408, 409, 425, 429)  # statuses that a later try may change, beside 5xx
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where and how to ask."""
+
+    base_url: str  # ends in /v1, for example http://localhost:8000/v1
+    model: str = "Qwen2.5-VL-72B-Instruct"
+    tries: int = 6
+    wait: float = 1.0  # seconds before the second try; doubled for each further one
+    timeout: float = 180.0  # seconds without an answer
+    max_tokens: int = 256
+    temperature: float = 0.0
+    longest: int = 1024  # side of the picture that is sent, in pixels
+    key: str = ""  # of the server, where it wants one
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise InputError(f"--base-url {self.base_url} is no web address; give one such as http://localhost:8000/v1.")
+        if self.timeout <= 0:
+            raise InputError(f"--timeout is {self.timeout:g}; give seconds, more than 0.")
+
+
+def caption_folder(
+    folder: str | Path, server: Server, split: str | None = None, workers: int = 8, say: Callable[[str], None] | None = None
+) -> int:
+    """Adds a caption of every image of a corpus to its captions.jsonl; images that have one are not asked again.
+
+    Processes of `accelerate launch` share the images; each writes a part of its own, and the first puts them together.
+
+    Args:
+        folder: a corpus; server: what is asked; split: only this split; workers: questions under way at once;
+            say: gets a line every 100 captions.
+
+    Returns:
+        The number of captions of the chosen images.
+
+    Raises:
+        InputError: the server refuses, or keeps failing; what was answered stays, and the next run goes on from there.
+    """
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; give 1 or more.")
+    corpus, path, members = Corpus(folder), Path(folder) / "captions.jsonl", distributed_state()
+    _put_together(path)
+    done = {row["file"] for row in read_lines(path)}
+    records = corpus.select(split)
+    missing = local_items([record for record in records if record.file not in done])
+    part = path.with_suffix(f".{members.process_index}.part") if members.num_processes > 1 else path
+    say = say if members.is_main_process else None
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            _ask_all(missing, server, workers, _Journal(file, server.model, len(missing), say))
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+    _put_together(path)
+    return len(records)
+
+
+def _put_together(path: Path) -> None:
+    """Moves the captions of all processes, also those of a run that was stopped, into the one file."""
+    distributed_state().wait_for_everyone()
+    parts = sorted(path.parent.glob("captions.[0-9]*.part"))
+    if parts and distributed_state().is_main_process:
+        rows = {row["file"]: row for file in (path, *parts) for row in read_lines(file)}
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+        write_atomic(path, lines.encode("utf-8"))
+        for part in parts:
+            part.unlink()
+    distributed_state().wait_for_everyone()
+
+
+class _Journal:
+    """Appends every answer the moment it comes, whichever thread it comes from."""
+
+    def __init__(self, file, model: str, total: int, say: Callable[[str], None] | None):
+        self.file, self.model, self.total, self.say = file, model, total, say
+        self.count, self.lock = 0, threading.Lock()
+
+    def add(self, record: Record, text: str) -> None:
+        with self.lock:
+            append_line(self.file, {"file": record.file, "caption": text, "model": self.model})
+            self.count += 1
+            if self.say and self.count % 100 == 0:
+                self.say(f"{self.count} of {self.total} captions")
+
+
+def _ask_all(records: Sequence[Record], server: Server, workers: int, journal: _Journal) -> None:
+    """All questions, until one fails for good: then no further one is begun."""
+    stop = threading.Event()
+
+    def work(record: Record) -> None:
+        if stop.is_set():
+            return
+        try:
+            journal.add(record, ask(server, picture_url(record.image_path, server.longest), PROMPT, stop))
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        jobs = [pool.submit(work, record) for record in records]
+        try:
+            finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            for job in finished:
+                job.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def picture_url(path: Path, longest: int) -> str:
+    """An image file as 8-bit RGB in a data: address, made smaller where a side exceeds `longest` pixels."""
+    image = to_rgb8(read_image(path), str(path))
+    scale = longest / max(image.shape[:2])
+    if scale < 1:
+        size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
+
+
+def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None = None) -> str:
+    """One question about one picture, asked again with growing pauses while the server fails or stalls.
+
+    Raises:
+        InputError: the server refuses the question, or the last try failed.
+    """
+    stop, problem = stop or threading.Event(), ""
+    for number in range(server.tries):
+        if number and stop.wait(server.wait * 2 ** (number - 1)):
+            break
+        try:
+            return _answer(_post(server, picture, prompt))
+        except urllib.error.HTTPError as error:
+            problem = f"status {error.code} {error.reason}"
+            if error.code < 500 and error.code not in AGAIN:
+                detail = " ".join(error.read(300).decode("utf-8", "replace").split())
+                raise InputError(
+                    f"{server.base_url} refuses the question ({problem}: {detail}); check --base-url, --model and the key."
+                ) from error
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:  # no, or no usable, answer
+            problem = str(error) or type(error).__name__
+    raise InputError(
+        f"{server.base_url} gave no answer in {server.tries} tries ({problem}); start the server and run the same command "
+        "again, it goes on where it stopped."
+    )
+
+
+def _post(server: Server, picture: str, prompt: str) -> bytes:
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": server.max_tokens,
+        "temperature": server.temperature,
+    }
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {server.key}"} if server.key else {})
+    address = server.base_url.rstrip("/") + "/chat/completions"
+    request = urllib.request.Request(address, json.dumps(body).encode("utf-8"), headers)
+    deadline = time.monotonic() + server.timeout
+    with urllib.request.urlopen(request, timeout=server.timeout) as answer:
+        parts = []
+        while part := answer.read1(1 << 16):
+            parts.append(part)
+            if time.monotonic() > deadline:  # a server may also stall by sending a byte now and then
+                raise TimeoutError(f"no whole answer in {server.timeout:g} s")
+        return b"".join(parts)
+
+
+def _answer(content: bytes) -> str:
+    """The text of an answer, on one line; it must not be empty or cut off."""
+    choice = json.loads(content)["choices"][0]
+    text = " ".join(choice["message"]["content"].split())
+    if not text:
+        raise ValueError("an empty answer")
+    if choice.get("finish_reason") == "length":
+        text = text[: text.rfind(".") + 1] or text
+    return text
+
+
+def server_key() -> str:
+    """The server's key from OPENAI_API_KEY, so that it is never part of a command line."""
+    return os.environ.get("OPENAI_API_KEY", "")

@@ -1,0 +1,91 @@
+"""Fetch a dataset, convert it, and say under which terms it may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ullsam.data.sources import readers, volumes
+from ullsam.data.sources.convert import Item, prepare, write_corpus
+from ullsam.data.sources.fetch import by_hand, fetch, fetch_with_torch_em
+from ullsam.data.sources.open_sets import open_dataset, open_names, read_open
+from ullsam.data.sources.table import DATASETS, Dataset, find, quota
+from ullsam.errors import InputError, reason
+
+GROUPS = ("all", "in_domain", "out_of_domain", "open")
+
+
+def names(word: str) -> list[str]:
+    """The datasets that a word of the command line means: a name, or one of `GROUPS`.
+
+    Raises:
+        InputError: neither.
+    """
+    if word == "open":
+        return open_names()
+    if word in GROUPS:
+        return [name for name, row in DATASETS.items() if word in ("all", row.role)]
+    return [word] if word in open_names() else [find(word).name]
+
+
+def prepare_dataset(name: str, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Path:
+    """Makes `out`/ROLE/NAME of one dataset, from files that it fetches or that lie in `out`/downloads/NAME.
+
+    Args:
+        name: of the paper's table or of an open set; out: the folder of all datasets, the one that ULLSAM_DATA names.
+        seed: of the split and the sample; an open set has a fixed list of images.
+        say: gets the licence, the citation and what was made.
+
+    Returns:
+        The corpus's folder; if it is there already, nothing is done.
+
+    Raises:
+        InputError: unknown name, a download fails, or a person has to get the files.
+    """
+    is_open = name in open_names()
+    dataset = open_dataset(name)[0] if is_open else find(name)
+    folder, downloads = Path(out) / dataset.role / name, Path(out) / "downloads" / name
+    if folder.is_dir():
+        say(f"{name}: is in {folder} already; delete that folder to make it anew.")
+        return folder
+    say(f"{dataset.title}\n  licence: {dataset.licence}\n  cite: {dataset.citation}\n  from: {dataset.address}")
+    if dataset.warning:
+        say(f"  note: {dataset.warning}")
+    fetch(dataset, downloads)
+    counts, skipped = (_prepare_open if is_open else _prepare_paper)(dataset, downloads, folder, seed)
+    say(f"  made: {folder} with {', '.join(f'{count} {split}' for split, count in counts.items())} images")
+    if skipped:
+        say(f"  {len(skipped)} images were skipped; meta.json says why. The first: {skipped[0]}")
+    return folder
+
+
+def _prepare_open(dataset: Dataset, downloads: Path, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
+    rows = read_open(dataset.name, downloads)
+
+    def fill(writer) -> None:
+        for file, item in rows:
+            writer.add(item, item.split, file)
+
+    return write_corpus(folder, open_dataset(dataset.name)[1], fill, downloads)
+
+
+def _prepare_paper(dataset: Dataset, downloads: Path, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
+    items = _read(dataset, downloads)
+    if not items and fetch_with_torch_em(dataset, downloads):
+        items = _read(dataset, downloads)
+    if not items:
+        raise InputError(f"{dataset.title} is not in {downloads}: {by_hand(dataset, downloads)}")
+    return prepare(items, folder, dataset.meta(), quota(dataset), seed, work=downloads)
+
+
+def _read(dataset: Dataset, downloads: Path) -> list[Item]:
+    reader = getattr(readers, dataset.name, None) or getattr(volumes, dataset.name)
+    try:
+        return reader(downloads)
+    except InputError:
+        raise
+    except Exception as error:  # the libraries of the formats raise many kinds where a file is damaged
+        raise InputError(
+            f"A file of {dataset.title} in {downloads} cannot be read ({reason(error)}); delete it and run the "
+            "same command again."
+        ) from error

@@ -1,0 +1,338 @@
+"""Does vision-language knowledge say something about the image, and do the masks listen? Measured on a trained model.
+
+Three questions, on the same images and points: what a linear layer can read off the states on the way from image
+features to knowledge (probes); what becomes of the masks when knowledge is exchanged (masks); and how large and how
+varied knowledge is beside what it is added to (sizes, shares).
+Letters: I objects of one image, C SAM width, h w feature grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ullsam.data.corpus import Corpus, spaced
+from ullsam.data.io import from_square
+from ullsam.errors import InputError
+from ullsam.evaluation.metrics import instance_scores
+from ullsam.evaluation.protocol import make_prompts
+from ullsam.evaluation.records import folder_name
+from ullsam.lab.probes import estimate
+from ullsam.lab.states import Seen, look_at, probe, shares
+from ullsam.model import ULLSAM
+from ullsam.sam import Prompts
+from ullsam.sbr import instance_ids
+
+ARMS = {  # what takes the place of an image's own knowledge, then what else is exchanged, for comparison
+    "none": "knowledge switched off",
+    "other": "knowledge of another image",
+    "places": "own knowledge, places shuffled",
+    "constant": "one average for all images and places",
+    "zero": "zeros",
+    "double": "own knowledge times 2",
+    "five": "own knowledge times 5",
+    "points": "control: new points on the same objects",
+    "coarse": "control: coarse features of another image",
+    "features": "control: all features of another image",
+}
+MEASURES = ("dice", "logit_change", "flipped", "moved")
+STEP_NAMES = {"tokens": "projection", "hidden": "language model", "knowledge": "VLSA"}  # what a step is done by
+POINTS = (1, 3)  # positive and negative points of an object
+SMALL = 0.01  # a change of Dice below which masks count as the same
+_CHUNK = 16  # objects decoded at a time, which bounds the memory
+
+
+@torch.no_grad()
+def measure_knowledge(
+    model: ULLSAM,
+    corpora: Sequence[Corpus],
+    split: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    fit_split: str | None = "train",
+    fit_limit: int = 12,
+    most_objects: int = 8,
+    progress: bool = False,
+) -> dict:
+    """Measure what knowledge says and what the masks make of it.
+
+    Args:
+        model: with a VLSA that gives a vector for each place of SAM's grid, such as "paper" and "residual".
+        corpora, split, limit: the images that are measured; `limit` in each corpus, evenly spaced.
+        seed: of the points, of what is drawn, and of the bootstrap.
+        fit_split, fit_limit: images that the probes learn from, `fit_limit` in each corpus.
+        most_objects: at most so many objects of an image are segmented, evenly spaced over their ids.
+        progress: show a bar for each corpus on standard error.
+
+    Returns:
+        probes, masks, sizes, shares and reading, see `states.probe`, `change_masks`, `sizes`,
+        `states.shares` and `read`; n_images,
+        n_objects; model, data, split, points, seed, fit_split, fit_limit, most_objects; seconds; per_image. A measured
+        number is a dictionary {mean, interval, n}: over images, with its 95 % bootstrap interval.
+
+    Raises:
+        InputError: another kind of model, fewer than two images, or as `evaluate`.
+    """
+    start = time.perf_counter()
+    _check(model)
+    seen = [x for i, c in enumerate(corpora) for x in look_at(model, c, i, split, seed, limit, progress, True)]
+    fitted = [x for i, c in enumerate(corpora) for x in look_at(model, c, i, fit_split, seed, fit_limit, progress, False)]
+    if len(seen) < 2:
+        raise InputError("Knowledge is compared between images; give at least two images with objects.")
+    partners = [_partner(seen, i, len(corpora)) for i in range(len(seen))]
+    names = [folder_name(corpus) for corpus in corpora]
+    rows = _all_masks(model, seen, partners, names, seed, most_objects, progress)
+    known = {"points": list(POINTS), "seed": seed, "fit_split": fit_split, "fit_limit": fit_limit}
+    result = {
+        "probes": probe(fitted, seen, partners, seed),
+        "masks": change_masks(rows, seed),
+        "sizes": sizes(model, seen, seed),
+        "shares": shares(seen, seed),
+    }
+    return {
+        "model": model.config.name,
+        "data": names,
+        "split": split,
+        **known,
+        "most_objects": most_objects,
+        "n_images": len(seen),
+        "n_objects": sum(row["n_objects"] for row in rows),
+        **result,
+        "reading": read(result),
+        "seconds": round(time.perf_counter() - start, 3),
+        "per_image": rows,
+    }
+
+
+def _check(model: ULLSAM) -> None:
+    model.llm_or_raise()
+    c = model.config.sam
+    if model.vlsa is None:
+        raise InputError(f"Model {model.config.name} has no VLSA, so no knowledge; load one that has, for example 'tiny'.")
+    tokens = torch.zeros(1, round((c.grid * model.config.shuffle_ratio) ** 2), model.llm.dim, device=model.device)
+    shape = tuple(model.vlsa(tokens).shape)
+    if shape != (1, c.out_chans, c.grid, c.grid):
+        raise InputError(
+            f"The VLSA {model.config.vlsa!r} gives knowledge of shape {shape}; a vector for each place of the "
+            "grid is needed here, as 'paper' and 'residual' give."
+        )
+
+
+def _partner(seen: Sequence[Seen], index: int, corpora: int) -> int:
+    """Another image: of the corpus half-way round the list (two corpora may show the same views), or of the same one."""
+    mine = [i for i, x in enumerate(seen) if x.data == seen[index].data]
+    for step in range(corpora // 2, corpora // 2 + corpora):
+        theirs = [i for i, x in enumerate(seen) if x.data == (seen[index].data + step) % corpora]
+        if theirs and theirs != mine:
+            return theirs[mine.index(index) % len(theirs)]
+    return mine[(mine.index(index) + 1) % len(mine)]
+
+
+# ---------------------------------------------------------------- what the masks make of it
+
+
+def _all_masks(
+    model: ULLSAM, seen: Sequence[Seen], partners: Sequence[int], names: list[str], seed: int, most: int, progress: bool
+) -> list[dict]:
+    """MEASURES of every image in every arm."""
+    from tqdm import tqdm
+
+    average = torch.stack([x.knowledge.mean((2, 3), keepdim=True) for x in seen]).mean(0)  # (1, C, 1, 1)
+    rows = []
+    for i, x in enumerate(tqdm(seen, desc="masks", unit="image", disable=not progress)):
+        prompts, ids = _prompts(x, seed, most, model.device)
+        again, _ = _prompts(x, seed + 1, most, model.device)
+        arms = _arms(x, seen[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
+        scores = _score_arms(model, x, arms, ids)
+        rows.append({"file": x.file, "data": names[x.data], "n_objects": len(ids), **scores})
+    return rows
+
+
+def _prompts(x: Seen, seed: int, most: int, device: torch.device) -> tuple[Prompts, np.ndarray]:
+    """The SBR points that `evaluate` draws, of at most so many objects of an image, and the ids of these."""
+    ids = instance_ids(x.sample.labels)
+    drawn = make_prompts(x.sample.labels, ids, POINTS, np.random.default_rng([seed, x.index]))
+    kept = spaced(range(len(ids)), most)
+    points, labels = (
+        torch.as_tensor(v[kept], dtype=torch.float32, device=device)[None]
+        for v in (x.square.points_in(drawn["points"]), drawn["labels"])
+    )
+    return Prompts(points, labels), ids[kept]
+
+
+def _arms(x: Seen, other: Seen, average: Tensor, prompts: Prompts, again: Prompts, rng: np.random.Generator) -> dict:
+    """Features, prompts and knowledge of each of ARMS, "own" first."""
+    f, k = x.features, x.knowledge
+    order = torch.from_numpy(rng.permutation(k[0, 0].numel())).to(k.device)
+    exchanged = {
+        "own": k,
+        "none": None,
+        "other": other.knowledge,
+        "places": k.flatten(2)[..., order].view_as(k),
+        "constant": average.expand_as(k),
+        "zero": torch.zeros_like(k),
+        "double": 2 * k,
+        "five": 5 * k,
+    }
+    arms = {name: (f, prompts, value) for name, value in exchanged.items()} | {"points": (f, again, k)}
+    if f.skips:
+        arms["coarse"] = (f._replace(embedding=other.features.embedding), prompts, k)
+    return arms | {"features": (other.features, prompts, k)}
+
+
+def _score_arms(model: ULLSAM, x: Seen, arms: dict, ids: np.ndarray) -> dict[str, dict[str, float]]:
+    """MEASURES of each arm, mean over the objects of one image."""
+    parts = {name: [] for name in arms}
+    for first in range(0, len(ids), _CHUNK):
+        some = slice(first, first + _CHUNK)
+        own = None
+        for name, (features, prompts, knowledge) in arms.items():
+            chunk = Prompts(prompts.points[:, some], prompts.labels[:, some])
+            logits = from_square(model.segment(features, chunk, knowledge)[0][0, :, 0], x.square)  # (I, H, W)
+            own = logits if own is None else own
+            parts[name].append(_compare(own, logits, x.sample.labels, ids[some]))
+    return {name: dict(zip(MEASURES, np.concatenate(p, 1).mean(1).tolist(), strict=True)) for name, p in parts.items()}
+
+
+def _compare(own: Tensor, logits: Tensor, labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """MEASURES (4, I) of masks against the truth and against the masks with an image's own knowledge."""
+    masks, before = logits > 0, own > 0
+    dice = instance_scores(masks.cpu().numpy(), labels, ids)[0]
+    differ = (masks != before).flatten(1).sum(1)
+    either = (masks | before).flatten(1).sum(1).clamp_min(1)
+    change = (logits - own).abs().flatten(1).mean(1)
+    return np.stack([dice, *(v.float().cpu().numpy() for v in (change, differ / before[0].numel(), differ / either))])
+
+
+def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
+    """What becomes of the masks in each arm.
+
+    Returns:
+        For "own" and each of ARMS estimates of dice, mean over objects; dice_change, against the image's own knowledge;
+        logit_change, mean absolute change of a pixel's mask logit; flipped, share of the image's pixels that change
+        sides; moved, share of the union of both masks that only one of them has (1 - IoU).
+    """
+    found = {}
+    for arm in ("own", *(name for name in ARMS if name in rows[0])):
+        found[arm] = {key: estimate([row[arm][key] for row in rows], seed) for key in MEASURES}
+        found[arm]["dice_change"] = estimate([row[arm]["dice"] - row["own"]["dice"] for row in rows], seed)
+    return found
+
+
+# ---------------------------------------------------------------- sizes, and what it all says
+
+
+def sizes(model: ULLSAM, seen: Sequence[Seen], seed: int) -> dict[str, dict | float]:
+    """How long the vectors are that meet in the mask decoder: mean length over the places of an image.
+
+    Returns:
+        no_mask, the length of SAM's own dense prompt; estimates of features; dense, the dense prompt with knowledge;
+        change, its difference to SAM's own; features_varying and dense_varying, their differences to their means over
+        the image; ratio, change / features.
+    """
+    own = model.sam.prompt_encoder.no_mask_embed.weight  # (1, C)
+    lengths = [_lengths(model, x, own[..., None, None]) for x in seen]
+    return {"no_mask": float(own.norm()), **{key: estimate([row[key] for row in lengths], seed) for key in lengths[0]}}
+
+
+def _lengths(model: ULLSAM, x: Seen, own: Tensor) -> dict[str, float]:
+    """`sizes` of one image; own (1, C, 1, 1)."""
+    grid = own.expand_as(x.knowledge)
+    dense = model.vlsa.inject(x.knowledge, own.new_zeros(1, 0, own.shape[1]), grid)[1]  # (1, C, h, w)
+    h, w = round(x.square.height * x.square.scale), round(x.square.width * x.square.scale)
+    left, top = (round(v * x.square.scale) for v in x.square.offset)
+    side = model.config.sam.patch_size
+    place = slice(top // side, -(-(top + h) // side)), slice(left // side, -(-(left + w) // side))  # not the padding
+    features, dense, grid = (v[0, :, *place].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, places)
+    vectors = {"features": features, "dense": dense, "change": dense - grid}
+    vectors |= {f"{key}_varying": vectors[key] - vectors[key].mean(1, keepdim=True) for key in ("features", "dense")}
+    found = {key: float(v.norm(dim=0).mean()) for key, v in vectors.items()}
+    return found | {"ratio": found["change"] / found["features"]}
+
+
+def read(result: dict) -> dict[str, str]:
+    """One sentence or two about each part, derived from the intervals alone: informative, used, size."""
+    return {
+        "informative": " ".join(_read_probe(name, found) for name, found in result["probes"].items()),
+        "used": _read_masks(result["masks"]),
+        "size": _read_sizes(result["sizes"], result["shares"]),
+    }
+
+
+def _read_probe(name: str, found: dict) -> str:
+    steps, chance = found["steps"], found["chance"]
+    told = {key: e["interval"] and e["interval"][0] > chance for key, e in steps.items()}
+    what = "where objects are" if name == "objects" else f"the {name}"
+    sentence = (
+        f"The language model's states {'tell' if told['hidden'] else 'do not tell'} {what} "
+        f"({_span(steps['hidden'])}, chance {chance:.2f}; image features {_span(steps['features'])}, "
+        f"knowledge {_span(steps['knowledge'])})"
+    )
+    moved = [
+        f"{'more' if e['mean'] > 0 else 'less'} from {STEP_NAMES[key]}"
+        for key, e in found["changes"].items()
+        if e["interval"] and (e["interval"][0] > 0 or e["interval"][1] < 0)
+    ]
+    return f"{sentence}; {'against the step before, ' + ', '.join(moved) if moved else 'no step changes it clearly'}."
+
+
+def _read_masks(masks: dict) -> str:
+    other, points = masks["other"], masks["points"]
+    low, high = other["dice_change"]["interval"]
+    if -SMALL < low and high < SMALL:
+        start = "Masks hardly depend on whose knowledge it is"
+    elif low > 0 or high < 0:
+        start = f"Masks get {'better' if low > 0 else 'worse'} with another image's knowledge"
+    else:
+        start = "It stays open whether masks depend on whose knowledge it is"
+    changes = {arm: _span(masks[arm]["dice_change"], "+.3f") for arm in ("other", "none", "points")}
+    return (
+        f"{start}: another image's moves Dice by {changes['other']} and {_span(other['moved'], '.3f')} of the masks' "
+        f"area, none at all moves Dice by {changes['none']}; new points on the same object move Dice by "
+        f"{changes['points']} and {_span(points['moved'], '.3f')} of the area. {_read_entrance(masks)}"
+    )
+
+
+def _read_entrance(masks: dict) -> str:
+    """Whether the decoder uses the coarse features, which knowledge is added to; without finer maps there are no others."""
+    found = masks["coarse" if "coarse" in masks else "features"]
+    low, high = found["dice_change"]["interval"]
+    used = "hardly uses" if -SMALL < low and high < SMALL else "uses"
+    return (
+        f"The decoder {used} the coarse image features, which knowledge is added to: those of another image move "
+        f"Dice by {_span(found['dice_change'], '+.3f')} and {_span(found['moved'], '.3f')} of the area."
+    )
+
+
+def _read_sizes(found: dict, varied: dict) -> str:
+    constant, image = (varied["knowledge"][key] for key in ("constant", "image"))
+    return (
+        f"Knowledge moves the dense prompt by {_span(found['ratio'])} times the length of the image features that it is "
+        f"added to; {_span(constant)} of its mean square is the same for all images and places, {_span(image)} differs "
+        f"between images only. Image features are {_span(found['features'], '.1f')} long and differ between the places "
+        f"of an image by {_span(found['features_varying'], '.1f')}."
+    )
+
+
+def _span(e: dict, form: str = ".2f") -> str:
+    """A mean with its interval in brackets."""
+    return f"{e['mean']:{form}} [{e['interval'][0]:{form}}, {e['interval'][1]:{form}}]" if e["interval"] else "unknown"
+
+
+def summarise_knowledge(results: Sequence[dict]) -> list[dict]:
+    """Turn a result of `measure_knowledge` into rows for `format_table`: what becomes of the masks, arm by arm."""
+    (result,) = results
+    names = {"own": "own knowledge"} | ARMS
+    return [
+        {
+            "in place of own knowledge": names[arm],
+            **{key: found[key]["mean"] for key in ("dice", "dice_change")},
+            "95 %": "{:+.3f} to {:+.3f}".format(*found["dice_change"]["interval"]),
+            **{key: found[key]["mean"] for key in MEASURES[1:]},
+        }
+        for arm, found in result["masks"].items()
+    ]

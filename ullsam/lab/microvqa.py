@@ -1,0 +1,371 @@
+"""Multiple-choice questions about images: three ways to ask a model, and the score, as MicroVQA does it.
+
+Letters: k images of a question, c choices, n questions, N image tokens, D LLM width.
+Source: MicroVQA (Burgess et al. 2025); paper, Appendix B and Table 6.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ullsam.accel.distributed import gather_results, local_items
+from ullsam.data.questions import MOST_CHOICES, TASKS, Question, synthetic_questions
+from ullsam.errors import InputError
+from ullsam.lab.vqa_answers import AnswerFile
+
+__all__ = [
+    "Question",
+    "RandomGuess",
+    "TASKS",
+    "bootstrap_interval",
+    "difference",
+    "extract_choice",
+    "generate_answer",
+    "official_choice",
+    "official_prompt",
+    "prompt",
+    "run",
+    "score_options",
+    "shuffle_images",
+    "synthetic_questions",
+]
+
+METHODS, IMAGES = ("likelihood", "generate", "official"), ("own", "none", "shuffled")
+LETTERS = {1: "V", 2: "H", 3: "E"}  # the paper's names of the tasks
+
+# ---------------------------------------------------------------- asking a model
+
+
+@torch.no_grad()
+def score_options(model, question: Question, use_image: bool = True) -> Tensor:
+    """Score each choice by the mean log-likelihood per token that the model gives it as the answer.
+
+    Args:
+        model: a ULLSAM with a language model.
+        question: its k images are shown one after the other as k*N image tokens.
+        use_image: False asks with the text alone.
+
+    Returns:
+        float32 (c,); the largest is the model's answer.
+    """
+    return _llm(model).option_scores(_tokens(model, question, use_image), question.question, question.choices)
+
+
+def _llm(model):
+    if model.llm is None:
+        raise InputError(f"Model {model.config.name} has no language model; load one that has, for example 'tiny'.")
+    return model.llm
+
+
+def _tokens(model, question: Question, use_image: bool) -> Tensor | None:
+    """Image tokens of all images of a question, one after the other, (1, k*N, D), or None without images."""
+    if not use_image:
+        return None
+    pixels, _ = model.preprocess([np.asarray(image) for image in question.images_list])
+    return model.image_tokens(model.encode(pixels)).flatten(0, 1)[None]  # (k, N, D) -> (1, k*N, D)
+
+
+def prompt(question: Question) -> str:
+    """The question with its choices numbered from 1, and the request to end with "The answer is (X)"."""
+    options = "\n".join(f"  ({i}): {choice}" for i, choice in enumerate(question.choices, 1))
+    return (
+        "Choose the right answer to this question. Reason first, then close with the sentence "
+        f'"The answer is (X)", where X is the number of an option.\n\n{question.question}\n\nOptions:\n{options}\n'
+    )
+
+
+def extract_choice(text: str, count: int) -> int:
+    """Read the first "answer is (X)" out of a generated text.
+
+    Args:
+        text: what the model wrote.
+        count: number of choices c.
+
+    Returns:
+        Index of the choice from 0; -1, a bad response, where no such words occur or X is no option.
+
+    Source: the benchmark's protocol; there an X that is no option is wrong without being a bad response.
+    """
+    hit = re.search(r"answer is (?:\*\*)?\(?(\d+)", text)
+    return int(hit[1]) - 1 if hit and 1 <= int(hit[1]) <= count else -1
+
+
+def official_prompt(question: Question) -> str:
+    """The benchmark's own words, which its published numbers depend on. Source: eval/eval.py of MicroVQA."""
+    options = "".join(f"  ({i}): {choice}\n" for i, choice in enumerate(question.choices, 1))
+    return (
+        "The following is a multiple choice question (with answers). \n"
+        'Think step by step and then output the answer in the format of "The answer is (X)" at the end.'
+        f"\n\n{question.question}\n\nOptions:\n{options}"
+    )
+
+
+def official_choice(text: str, count: int) -> int:
+    """Read a choice as the benchmark does: its first "answer is", one digit, no look at the number of choices `count`.
+
+    Returns:
+        Index from 0, which may be no choice at all and is wrong then; -1, a bad response, where nothing is found.
+
+    Source: the benchmark's evaluation.
+    """
+    hit = re.search(r"answer is \*?\*?\(?([0-9])\)?\*?\*?", text)
+    return int(hit[1]) - 1 if hit else -1
+
+
+WRITTEN = {"generate": (prompt, extract_choice), "official": (official_prompt, official_choice)}  # method -> ask, read
+
+
+@torch.no_grad()
+def generate_answer(model, question: Question, use_image: bool = True, max_new_tokens: int = 64) -> tuple[str, int]:
+    """Let the model write, then read its choice out of the text.
+
+    Args:
+        model, question, use_image: as in `score_options`.
+        max_new_tokens: upper limit of the text's length.
+
+    Returns:
+        The text, and the index of its choice from 0 or -1 for a bad response.
+    """
+    text = _OurAnswers(model).write(question, prompt(question), use_image, max_new_tokens)
+    return text, extract_choice(text, len(question.choices))
+
+
+class Answers(Protocol):
+    """Who takes part: anything with a name and these two methods, such as `VisionLanguageModel`, or `RandomGuess`."""
+
+    name: str
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        """A number per choice, (c,); the largest is the answer."""
+
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        """A text in answer to `text`, which holds the question and its choices."""
+
+
+class _OurAnswers:
+    """A ULLSAM as a participant."""
+
+    def __init__(self, model):
+        _llm(model)
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """Name and a number of the weights that training changes last: answers of other weights are not taken over."""
+        weights = b"".join(p.detach().float().cpu().numpy().tobytes() for p in self.model.projection.parameters())
+        return f"{self.model.config.name}-{zlib.crc32(weights):08x}"
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        return score_options(self.model, question, use_image)
+
+    @torch.no_grad()
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        llm, tokens = _llm(self.model), _tokens(self.model, question, use_image)
+        tokens = torch.zeros(1, 0, llm.dim, device=self.model.device) if tokens is None else tokens
+        return llm.generate(tokens, text, max_new_tokens)[0]
+
+
+class RandomGuess:
+    """Picks a choice at random, the same one for the same seed and question: what knowing nothing gives."""
+
+    def __init__(self, seed: int = 0):
+        self.seed, self.name = seed, "random"
+
+    def score(self, question: Question, use_image: bool = True) -> Tensor:
+        """Random numbers (c,)."""
+        rng = np.random.default_rng([self.seed, zlib.crc32(str(question.key_question).encode())])
+        return torch.from_numpy(rng.random(len(question.choices)))
+
+    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
+        """A sentence that names the same choice."""
+        return f"The answer is ({1 + int(self.score(question).argmax())})."
+
+
+# ---------------------------------------------------------------- scoring a set
+
+
+def run(
+    model,
+    questions: Sequence[Question],
+    method: str = "likelihood",
+    image: str = "own",
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    answers: str | Path | None = None,
+    progress: bool = False,
+) -> dict:
+    """Ask a model all questions and count the right answers; processes of a launcher share the questions.
+
+    Args:
+        model: a ULLSAM with a language model, or `Answers` of another kind.
+        questions: from `synthetic_questions` or `read_questions`.
+        method: "likelihood" (`score_options`), "generate" (`generate_answer`), or "official": as generate, with the
+            benchmark's own prompt and its own way of reading the choice.
+        image: "own", "none" (the text alone), or "shuffled" (each question sees the images of another one).
+        seed: of the shuffling and of the bootstrap.
+        max_new_tokens: limit of what is written.
+        answers: a file that gets each answer at once, one JSON object per line; what it holds is not asked again.
+        progress: show a bar on standard error.
+
+    Returns:
+        accuracy; interval, its 95 % bootstrap limits; chance, the mean of 1 / c; per_task {1: {task_str, letter, n,
+        accuracy, interval}}; bad_response_rate; n_questions, method, image, seed; rows, one dict per question:
+        key_question, key_image (as shown, None without), task, correct_index, predicted (-1 for a bad response), correct,
+        and scores or text.
+
+    Raises:
+        InputError: no questions, one that contradicts itself, a model without language model, an unknown method or
+            image condition, nothing to shuffle, or `answers` belongs to another run.
+    """
+    _check(questions, method, image)
+    participant = model if hasattr(model, "score") else _OurAnswers(model)
+    shown = shuffle_images(questions, seed) if image == "shuffled" else questions
+    settings = {"method": method, "image": image, "seed": seed, "max_new_tokens": max_new_tokens}
+    about = {"model": participant.name, "questions": _digest(questions)} if answers else {}
+    rows = _ask_all(participant, shown, settings, AnswerFile(answers, about | settings) if answers else None, progress)
+    correct = np.array([row["correct"] for row in rows])
+    return {
+        "method": method,
+        "image": image,
+        "seed": seed,
+        "n_questions": len(rows),
+        "accuracy": float(correct.mean()),
+        "interval": bootstrap_interval(correct, seed),
+        "chance": float(np.mean([1 / len(q.choices) for q in questions])),
+        "per_task": _per_task(rows, seed),
+        "bad_response_rate": float(np.mean([row["predicted"] < 0 for row in rows])),
+        "rows": rows,
+    }
+
+
+def _digest(questions: Sequence[Question]) -> int:
+    """A number that tells sets of questions apart."""
+    return zlib.crc32(repr([(q.key_question, q.key_image, q.question, q.choices) for q in questions]).encode())
+
+
+def _ask_all(participant: Answers, questions: Sequence[Question], settings: dict, file, progress: bool) -> list[dict]:
+    """One row per question, in order: from the file where it stands there, else asked by one of the processes."""
+    from tqdm import tqdm
+
+    done, rows = file.read(questions) if file else {}, []
+    left = local_items([(i, q) for i, q in enumerate(questions) if i not in done])
+    for index, question in tqdm(left, desc=f"{settings['method']}, image {settings['image']}", disable=not progress):
+        row = _row(participant, question, settings["method"], settings["image"] != "none", settings["max_new_tokens"])
+        if file:
+            file.add(index, row)
+        rows.append((index, row))
+    both = done | dict(gather_results([(i, (i, row)) for i, row in rows]))
+    if file:
+        file.finish(both)
+    return [both[i] for i in range(len(questions))]
+
+
+def _row(participant: Answers, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
+    """One question asked and judged."""
+    if method == "likelihood":
+        scores = participant.score(question, use_image)
+        predicted, answer = int(scores.argmax()), {"scores": scores.tolist()}
+    else:
+        ask, read = WRITTEN[method]
+        text = participant.write(question, ask(question), use_image, max_new_tokens)
+        predicted, answer = read(text, len(question.choices)), {"text": text}
+    return {
+        "key_question": question.key_question,
+        "key_image": question.key_image if use_image else None,
+        "task": question.task,
+        "correct_index": question.correct_index,
+        "predicted": predicted,
+        "correct": predicted == question.correct_index,
+        **answer,
+    }
+
+
+def _per_task(rows: list[dict], seed: int) -> dict[int, dict]:
+    """Number of questions, accuracy and its interval of each task that occurs."""
+    by_task = {task: [row["correct"] for row in rows if row["task"] == task] for task in TASKS}
+    return {
+        task: {
+            "task_str": TASKS[task],
+            "letter": LETTERS[task],
+            "n": len(hits),
+            "accuracy": float(np.mean(hits)),
+            "interval": bootstrap_interval(hits, seed),
+        }
+        for task, hits in by_task.items()
+        if hits
+    }
+
+
+def difference(first: dict, second: dict, seed: int = 0) -> dict:
+    """How much more often the first of two runs is right, question by question: mean and its 95 % interval."""
+    gap = np.array([a["correct"] - b["correct"] for a, b in zip(first["rows"], second["rows"], strict=True)], float)
+    return {"mean": float(gap.mean()), "interval": bootstrap_interval(gap, seed)}
+
+
+def shuffle_images(questions: Sequence[Question], seed: int = 0) -> list[Question]:
+    """Give each question the images of another one, of the same number of images where there is such.
+
+    Raises:
+        InputError: a question has no other with different images.
+    """
+    rng = np.random.default_rng(seed)
+    shown = []
+    for question in questions:
+        others = [q for q in questions if q.key_image != question.key_image]
+        if not others:
+            raise InputError("All questions have the same images; give questions about at least two to shuffle them.")
+        alike = [q for q in others if len(q.images_list) == len(question.images_list)]
+        other = (alike or others)[rng.integers(len(alike or others))]
+        shown.append(replace(question, images_list=other.images_list, key_image=other.key_image))
+    return shown
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95, draws: int = 2000) -> list[float]:
+    """Estimate how far a mean may be off: draw n values again with replacement, and keep the middle of such means.
+
+    Args:
+        values: numbers or bool (n,), one per independent item.
+        seed, draws: of the random draws, and how many.
+        level: share of the means that the interval holds.
+
+    Returns:
+        [low, high].
+    """
+    values = np.asarray(values, float)
+    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    outside = (1 - level) / 2
+    return [float(x) for x in np.quantile(values[picks].mean(1), (outside, 1 - outside))]
+
+
+def _check(questions: Sequence[Question], method: str, image: str) -> None:
+    """Refuse what cannot be scored."""
+    if method not in METHODS or image not in IMAGES:
+        raise InputError(
+            f"There is no method {method!r} with image {image!r}; use a method of {METHODS} and an image of {IMAGES}."
+        )
+    if not len(questions):
+        raise InputError("There are no questions; give at least one, for example synthetic_questions(30, seed=0).")
+    for question in questions:
+        _check_question(question)
+
+
+def _check_question(q: Question) -> None:
+    """Refuse a question that contradicts itself."""
+    c, i = len(q.choices), q.correct_index
+    if not 2 <= c <= MOST_CHOICES or not 0 <= i < c or q.choices[i] != q.correct_answer:
+        raise InputError(
+            f"Question {q.key_question} has {c} choices, correct_index {i} and the answer "
+            f"{q.correct_answer!r}; give 2 to 5 choices and a correct_index from 0 that fits."
+        )
+    if q.task not in TASKS or not q.images_list:
+        raise InputError(
+            f"Question {q.key_question} has task {q.task} and {len(q.images_list)} images; "
+            "give a task of 1, 2 or 3 and at least one image."
+        )

@@ -1,0 +1,243 @@
+"""Figures for notebooks, and those that hold numbers: training curves and scores."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ullsam.data.io import write_atomic
+from ullsam.errors import InputError
+from ullsam.plots.overlays import PALETTE
+
+DPI = 80
+PANEL = 3.0  # inches: 240 pixels
+FONT = 9  # points
+JPEG_QUALITY = 75
+FEW_COLOURS = 2000  # curves and bars have fewer, images more
+# words of `show_knowledge` for the keys of its result
+STEP_LABELS = ("image\nfeatures", "image\ntokens", "language\nmodel", "knowledge")
+ANSWERS = {
+    "dataset": "which dataset",
+    "modality": "which kind of microscopy",
+    "structure": "which structure",
+    "objects": "where objects are (patches)",
+}
+ARM_LABELS = {
+    "none": "switched off",
+    "other": "of another image",
+    "places": "places shuffled",
+    "constant": "one average for all",
+    "zero": "zeros",
+    "double": "times 2",
+    "five": "times 5",
+    "points": "new points, same object",
+    "coarse": "coarse features of\nanother image",
+    "features": "all features of\nanother image",
+}
+SHARE_LABELS = {
+    "constant": "always the same",
+    "place": "differs between places, not images",
+    "image": "differs between images, not places",
+    "both": "differs between images and places",
+}
+
+
+class Picture(Figure):
+    """A figure outside pyplot's global list, which Jupyter shows as a small image."""
+
+    def image_bytes(self) -> bytes:
+        """The figure as PNG or as JPEG, whichever is smaller; only JPEG where a palette would change many colours."""
+        raw = io.BytesIO()
+        self.savefig(raw, format="png", dpi=self.dpi)
+        picture = Image.open(raw).convert("RGB")
+        forms = [_encoded(picture, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)]
+        if picture.getcolors(FEW_COLOURS):
+            forms.append(_encoded(picture.quantize(256, dither=Image.Dither.NONE), "PNG", optimize=True))
+        return min(forms, key=len)
+
+    def save(self, path: str | Path) -> None:
+        """The figure as a PNG file, in one step.
+
+        Raises:
+            InputError: the folder does not exist.
+        """
+        raw = io.BytesIO()
+        self.savefig(raw, format="png", dpi=2 * self.dpi)
+        write_atomic(Path(path), raw.getvalue())
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Image as Shown
+        from IPython.display import display
+
+        display(Shown(data=self.image_bytes()))
+
+
+def _encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def show_curves(logs: list[dict] | dict[str, list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 9) -> Figure:
+    """Training curves: one panel per quantity, one line per run.
+
+    Args:
+        logs: log lines as `fit` returns them, or run name -> log lines; each line has a "step".
+        keys: quantities to draw.
+        smooth: the strong line is the mean of so many log lines, the faint one shows each; 1 for no smoothing.
+
+    Raises:
+        InputError: no line holds a quantity, with the names of those that exist.
+    """
+    runs = logs if isinstance(logs, dict) else {"": logs}
+    known = {key for lines in runs.values() for line in lines for key in line}
+    if missing := [key for key in keys if key not in known]:
+        raise InputError(f"The logs hold no {', '.join(missing)}; choose from {', '.join(sorted(known - {'step'}))}.")
+    figure = Picture(figsize=((PANEL + 0.8) * len(keys), PANEL), dpi=DPI, layout="constrained")
+    for ax, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for (name, lines), colour in zip(runs.items(), _line_colours(len(runs)), strict=True):
+            if lines := [line for line in lines if key in line]:
+                _curve(ax, lines, key, name, colour, smooth)
+        _plain_axes(ax, "step", key)
+        if any(runs):
+            ax.legend(fontsize=FONT, frameon=False)
+    return figure
+
+
+def _curve(ax: Axes, lines: list[dict], key: str, name: str, colour, smooth: int) -> None:
+    steps, values = (np.array([line[k] for line in lines], dtype=float) for k in ("step", key))
+    width = max(1, min(smooth, len(values)))
+    if width > 1:
+        ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    kernel = np.ones(width)
+    sums, counts = (np.convolve(x, kernel, "same") for x in (values, np.ones_like(values)))
+    ax.plot(steps, sums / counts, color=colour, linewidth=1.8, label=name)
+
+
+def _line_colours(count: int) -> list:
+    order = (4, 1, 2, 6, 0, 3, 7, 5)  # dark colours first, for lines and bars on white
+    return [PALETTE[order[i % len(order)]] / 255 for i in range(count)]
+
+
+def _plain_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
+    ax.set_xlabel(xlabel, fontsize=FONT)
+    ax.set_ylabel(ylabel, fontsize=FONT)
+    ax.tick_params(labelsize=FONT - 1)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def show_scores(
+    scores: dict[str, dict[str, float]], ylabel: str, paper: dict[str, dict[str, float]] | None = None, title: str = ""
+) -> Figure:
+    """Grouped bars with their values: one group per dataset, one bar per model.
+
+    Args:
+        scores: dataset -> model -> value; a model may be absent or None for a dataset.
+        ylabel: what the values are.
+        paper: the paper's values in the same form, drawn as diamonds (they are from other data or a larger model).
+    """
+    models = list(dict.fromkeys(model for row in scores.values() for model in row))
+    if not models:
+        raise InputError("There are no scores to show; give dataset -> model -> value.")
+    width = 0.8 / len(models)
+    inches = max(PANEL + 0.8, 0.42 * len(models) * len(scores) + 1.2)
+    figure = Picture(figsize=(inches, PANEL + 0.3), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    for k, (model, colour) in enumerate(zip(models, _line_colours(len(models)), strict=True)):
+        offset = (k - (len(models) - 1) / 2) * width
+        _bars(ax, [row.get(model) for row in scores.values()], offset, width, colour, model)
+        if paper:
+            _diamonds(ax, [paper.get(data, {}).get(model) for data in scores], offset)
+    if paper:
+        ax.scatter([], [], 28, "white", marker="D", edgecolors="black", label="paper")
+    ax.set_xticks(range(len(scores)), ["\n".join(textwrap.wrap(name, 16)) for name in scores])
+    _plain_axes(ax, "", ylabel)
+    ax.set_xlim(-0.6, len(scores) - 0.4)
+    ax.margins(y=0.12)
+    figure.legend(loc="outside upper center", ncols=min(4, len(models) + bool(paper)), fontsize=FONT, frameon=False)
+    if title:
+        ax.set_title(title, fontsize=FONT + 1)
+    return figure
+
+
+def _bars(ax: Axes, values: list, offset: float, width: float, colour, label: str) -> None:
+    heights = [math.nan if value is None else value for value in values]
+    bars = ax.bar(np.arange(len(values)) + offset, heights, 0.92 * width, color=colour, label=label)
+    texts = ["" if math.isnan(v) else f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" for v in heights]
+    ax.bar_label(bars, texts, fontsize=FONT - 2, padding=2)
+
+
+def _diamonds(ax: Axes, values: list, offset: float) -> None:
+    for x, value in enumerate(values):
+        if value is not None:
+            ax.scatter(x + offset, value, 28, "white", marker="D", edgecolors="black", zorder=3)
+
+
+def show_knowledge(result: dict) -> Figure:
+    """What vision-language knowledge says, what the masks make of it, and how varied it is.
+
+    Args:
+        result: of `knowledge.measure_knowledge`. Lines and whiskers are 95 % intervals over images.
+    """
+    figure = Picture(figsize=(5.2 * PANEL, 1.5 * PANEL), dpi=DPI, layout="constrained")
+    read, used, varied = figure.subplots(1, 3, width_ratios=(1.1, 0.9, 0.9))
+    _probe_lines(read, result["probes"])
+    _mask_bars(used, result["masks"])
+    _share_bars(varied, result["shares"])
+    return figure
+
+
+def _probe_lines(ax: Axes, probes: dict) -> None:
+    """One line per question along the four steps, its chance level dashed."""
+    for k, (name, colour) in enumerate(zip(probes, _line_colours(len(probes)), strict=True)):
+        steps = list(probes[name]["steps"].values())
+        x, means = np.arange(len(steps)) + 0.06 * (k - 1.5), np.array([e["mean"] for e in steps], float)
+        spans = np.array([e["interval"] or (math.nan, math.nan) for e in steps]).T  # (2, 4)
+        whiskers = np.abs(spans - means)
+        ax.errorbar(x, means, whiskers, color=colour, marker="o", markersize=4, capsize=2, label=ANSWERS[name])
+        ax.plot((-0.3, 3.3), [probes[name]["chance"]] * 2, color=colour, linestyle=":", linewidth=1.2)
+    ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
+    _plain_axes(ax, "", "share right (dotted: by chance)")
+    ax.set_ylim(0, 1.02)
+    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    ax.set_title("What a linear layer reads off each step", fontsize=FONT + 1)
+
+
+def _mask_bars(ax: Axes, masks: dict) -> None:
+    """Change of Dice in each arm, and how much of the masks' area moves."""
+    arms = [arm for arm in ARM_LABELS if arm in masks]
+    changes = [masks[arm]["dice_change"] for arm in arms]
+    means = np.array([e["mean"] for e in changes])
+    whiskers = np.abs(np.array([e["interval"] for e in changes]).T - means)
+    knowledge, control = _line_colours(1)[0], (0.6, 0.6, 0.6)
+    colours = [control if arm in ("points", "coarse", "features") else knowledge for arm in arms]
+    ax.barh(range(len(arms)), means, xerr=whiskers, color=colours, error_kw={"linewidth": 1, "capsize": 2})
+    ax.set_yticks(range(len(arms)), [ARM_LABELS[arm] for arm in arms])
+    ax.invert_yaxis()
+    for y, arm in enumerate(arms):
+        text = f"{masks[arm]['dice_change']['mean']:+.3f}, {100 * masks[arm]['moved']['mean']:.0f} % of area"
+        ax.text(1.02, y, text, fontsize=FONT - 1, va="center", transform=ax.get_yaxis_transform())
+    ax.axvline(0, color="black", linewidth=0.8)
+    _plain_axes(ax, "change of Dice, and how much of the masks' area moves", "")
+    ax.set_title("Masks when knowledge (gray: something else) is exchanged", fontsize=FONT + 1)
+
+
+def _share_bars(ax: Axes, shares: dict) -> None:
+    """One bar per step, divided into what is the same everywhere and what differs."""
+    bottom = np.zeros(len(shares))
+    for (key, label), colour in zip(SHARE_LABELS.items(), ("#bbbbbb", *_line_colours(3)), strict=True):
+        heights = np.array([shares[step][key]["mean"] for step in shares])
+        ax.bar(range(len(shares)), heights, 0.7, bottom, color=colour, label=label)
+        bottom += heights
+    ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
+    _plain_axes(ax, "", "share of the mean square")
+    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    ax.set_title("How varied each step is", fontsize=FONT + 1)

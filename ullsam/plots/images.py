@@ -1,0 +1,314 @@
+"""Every picture of the notebooks: each function returns a matplotlib figure that Jupyter shows once, or draws on `ax`.
+
+Images are of any type that `to_rgb8` takes. Points are (x, y) in pixels of the image: green circles lie inside the
+object, red crosses outside. Instances keep the colour of their id; neighbours never share one.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from ullsam.data.corpus import Sample
+from ullsam.data.io import to_rgb8
+from ullsam.errors import InputError
+from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves, show_scores
+from ullsam.plots.overlays import instance_colours, outline, overlay
+from ullsam.sbr import SbrPoints, SbrRegions
+
+__all__ = [
+    "compare_masks",
+    "contact_sheet",
+    "instance_colours",
+    "outline",
+    "overlay",
+    "panel_grid",
+    "pca_map",
+    "show_curves",
+    "show_feature_maps",
+    "show_images",
+    "show_masks",
+    "show_sbr",
+    "show_scores",
+    "show_similarity",
+    "similarity_map",
+]
+
+TITLE_WIDTH = 40  # characters of a title that fit a panel
+INSIDE, OUTSIDE = "#1a9850", "#d7191c"
+CORE, RING, FAR, INSTANCE, OTHER = (0, 114, 178), (230, 159, 0), (226, 238, 247), (150, 196, 224), (190, 190, 190)
+
+
+def panel_grid(rows: int, columns: int, aspect: float = 1.0, title_lines: int = 1, extra: float = 0.0):
+    """An empty figure of panels without axes.
+
+    Args:
+        aspect: height over width of a panel; title_lines: lines above each panel; extra: inches below each panel.
+
+    Returns:
+        The figure and its axes, an array (rows, columns).
+    """
+    height = PANEL * aspect + 0.22 * title_lines + extra
+    figure = Picture(figsize=(PANEL * columns, rows * height + 0.1), dpi=DPI, layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def _aspect(image: np.ndarray) -> float:
+    return min(2.0, image.shape[0] / image.shape[1])
+
+
+def _panel(ax: Axes, image: np.ndarray, title: str | None = None, **options) -> None:
+    ax.imshow(image, **options)
+    ax.set_axis_off()
+    if title:
+        ax.set_title(_wrapped(title), fontsize=FONT, parse_math=False)
+
+
+def _wrapped(title: str) -> str:
+    return "\n".join(textwrap.fill(line, TITLE_WIDTH) for line in title.split("\n"))
+
+
+def _lines(title: str | None) -> int:
+    return _wrapped(title).count("\n") + 1 if title else 0
+
+
+def show_images(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 4) -> Figure:
+    """Images side by side, `columns` in a row, with a title each.
+
+    Raises:
+        InputError: there is no image, or not one title per image.
+    """
+    images = [to_rgb8(image) for image in images]
+    titles = [""] * len(images) if titles is None else [str(title) for title in titles]
+    if not images or len(titles) != len(images):
+        raise InputError(f"There are {len(images)} images and {len(titles)} titles; give one title for each image.")
+    columns = min(columns, len(images))
+    lines = max(_lines(title) for title in titles)
+    figure, axes = panel_grid(-(-len(images) // columns), columns, max(map(_aspect, images)), lines)
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        _panel(ax, image, title)
+    return figure
+
+
+def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Figure:
+    """Samples side by side, instances outlined, with name and number of instances."""
+    images = [outline(sample.image, sample.labels) for sample in samples]
+    counts = [len(np.setdiff1d(sample.labels, 0)) for sample in samples]
+    return show_images(images, [f"{s.name} ({n})" for s, n in zip(samples, counts, strict=True)], columns)
+
+
+def show_masks(
+    image: np.ndarray,
+    masks_or_labels: np.ndarray | None = None,
+    points=None,
+    point_labels=None,
+    boxes=None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    truth: np.ndarray | None = None,
+) -> Figure:
+    """One image with masks and prompts.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        masks_or_labels, truth: as `labels` of `overlay`; the truth is outlined in yellow.
+        points: (P, 2) or (I, P, 2), x and y in pixels; point_labels: (P,) or (I, P), 1 inside (the default), 0 outside.
+        boxes: (4,) or (I, 4) as x0, y0, x1, y1.
+        ax: where to draw; None makes a figure.
+    """
+    picture = to_rgb8(image)
+    if ax is None:
+        lines = _lines(title)
+        ax = panel_grid(1, 1, _aspect(picture), lines)[1][0, 0]
+    if masks_or_labels is not None:
+        picture = overlay(picture, masks_or_labels)
+    if truth is not None:
+        picture = outline(picture, truth)
+    _panel(ax, picture, title)
+    _draw_boxes(ax, boxes)
+    _draw_points(ax, points, point_labels)
+    return ax.figure
+
+
+def _draw_points(ax: Axes, points, point_labels=None, size: float = 36) -> None:
+    """Green circles and red crosses, white edges."""
+    if points is None:
+        return
+    xy = np.asarray(points, dtype=float).reshape(-1, 2)  # (I, P, 2) -> (I * P, 2)
+    kinds = np.ones(len(xy)) if point_labels is None else np.asarray(point_labels).reshape(-1)
+    for kind, marker, colour in ((0, "X", OUTSIDE), (1, "o", INSIDE)):
+        chosen = xy[kinds == kind]
+        ax.scatter(*chosen.T, size, colour, marker=marker, edgecolors="white", linewidths=0.8, zorder=3)
+
+
+def _draw_boxes(ax: Axes, boxes) -> None:
+    if boxes is None:
+        return
+    for x0, y0, x1, y1 in np.asarray(boxes, dtype=float).reshape(-1, 4):
+        for width, colour in ((3, "black"), (1.4, "white")):
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
+
+
+def compare_masks(
+    image: np.ndarray, columns: dict[str, np.ndarray | None], truth: np.ndarray | None = None, points=None, point_labels=None
+) -> Figure:
+    """One row of panels, a segmentation each (None: the image alone), the truth's contour in yellow on all.
+
+    Args:
+        image: (H, W) or (H, W, C); columns: title -> labels (H, W) or masks (I, H, W).
+        truth: integer (H, W); points, point_labels: as for `show_masks`.
+    """
+    lines = max(_lines(title) for title in columns)
+    figure, axes = panel_grid(1, len(columns), _aspect(to_rgb8(image)), lines)
+    for ax, (title, labels) in zip(axes.flat, columns.items(), strict=True):
+        show_masks(image, labels, points, point_labels, title=title, ax=ax, truth=truth)
+    return figure
+
+
+def _grid_array(features) -> np.ndarray:
+    """float64 (C, h, w) of a tensor or an array, a leading axis of 1 dropped."""
+    if hasattr(features, "detach"):
+        features = features.detach().float().cpu().numpy()
+    array = np.asarray(features, dtype=np.float64)
+    array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if array.ndim != 3:
+        raise InputError(f"The features have shape {array.shape}; give (C, h, w).")
+    return array
+
+
+def pca_map(features) -> np.ndarray:
+    """The first three principal components of a feature map as red, green and blue.
+
+    Args:
+        features: tensor or array (C, h, w), or (1, C, h, w); similar colours are similar features.
+
+    Returns:
+        uint8 (h, w, 3); each component is stretched from its 1st to its 99th percentile.
+    """
+    array = _grid_array(features)
+    x = array.reshape(len(array), -1).T  # (C, h, w) -> (h * w, C)
+    x = x - x.mean(0)
+    axes = np.linalg.svd(x, full_matrices=False)[2][:3]  # (3, C)
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the sign is arbitrary
+    parts = x @ axes.T
+    parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))  # fewer than three channels
+    low, high = np.percentile(parts, (1, 99), axis=0)
+    shown = (parts - low) / np.maximum(high - low, 1e-9)
+    return np.round(255 * shown.clip(0, 1)).astype(np.uint8).reshape(*array.shape[1:], 3)
+
+
+def show_feature_maps(maps: dict, image: np.ndarray | None = None) -> Figure:
+    """Feature maps (name -> (C, h, w)) as colours of their principal components, beside the image."""
+    first = {} if image is None else {"image": to_rgb8(image)}
+    panels = first | {f"{name}\n{' x '.join(map(str, _grid_array(x).shape))}": pca_map(x) for name, x in maps.items()}
+    figure, axes = panel_grid(1, len(panels), title_lines=2)
+    for ax, (title, picture) in zip(axes.flat, panels.items(), strict=True):
+        ax.imshow(picture, interpolation="nearest" if title != "image" else None)
+        ax.set_title(title, fontsize=FONT)
+    return figure
+
+
+def similarity_map(knowledge, patch: tuple[int, int]) -> np.ndarray:
+    """Cosine similarity of each patch to one patch.
+
+    Args:
+        knowledge: tensor or array (C, h, w), or (1, C, h, w); patch: (row, column) on the grid.
+
+    Returns:
+        float32 (h, w), from -1 to 1.
+    """
+    array = _grid_array(knowledge)
+    row, column = patch
+    if not (0 <= row < array.shape[1] and 0 <= column < array.shape[2]):
+        raise InputError(f"Patch {tuple(patch)} is not on the grid; give (row, column) below {array.shape[1:]}.")
+    unit = array / np.maximum(np.linalg.norm(array, axis=0), 1e-12)
+    return np.einsum("chw,c->hw", unit, unit[:, row, column]).astype(np.float32)
+
+
+def show_similarity(image: np.ndarray, knowledge, patches: Sequence[tuple[int, int]]) -> Figure:
+    """The image with the chosen patches, and for each its cosine similarity to all others.
+
+    Args:
+        image: (H, W[, C]), at the upper left corner of the square that the grid covers (SAM's padding).
+        knowledge: (C, h, w); patches: (row, column) each.
+    """
+    picture = to_rgb8(image)
+    maps = [similarity_map(knowledge, patch) for patch in patches]
+    side = max(picture.shape[:2])
+    where = [
+        ((c + 0.5) * side / m.shape[1] - 0.5, (r + 0.5) * side / m.shape[0] - 0.5)
+        for m, (r, c) in zip(maps, patches, strict=True)
+    ]
+    figure, axes = panel_grid(1, len(maps) + 1, _aspect(picture))
+    _panel(axes[0, 0], picture, "image")
+    low = min(0.0, *(m.min() for m in maps))
+    for ax, values, (x, y), patch in zip(axes[0, 1:], maps, where, patches, strict=True):
+        shown = ax.imshow(values, cmap="viridis", vmin=low, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+        ax.set_xlim(-0.5, picture.shape[1] - 0.5)
+        ax.set_ylim(picture.shape[0] - 0.5, -0.5)
+        ax.set_title(f"similarity to row {patch[0]}, column {patch[1]}", fontsize=FONT)
+        for target in (axes[0, 0], ax):
+            target.scatter(x, y, 60, "white", marker="*", edgecolors="black", linewidths=0.8)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.01)
+    bar.ax.tick_params(labelsize=FONT - 1)
+    return figure
+
+
+def show_sbr(
+    labels: np.ndarray,
+    instance: int,
+    regions: SbrRegions,
+    points: SbrPoints | None = None,
+    margin: int | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Where the points of one instance may come from, and the points that were drawn.
+
+    Args:
+        labels: integer (H, W); instance: its id; regions: of `sbr_regions`; points: of `sample_points`.
+        margin: pixels around the instance to show; None shows the whole image.
+    """
+    names = {
+        "core (inside points)": CORE,
+        "rest of the instance": INSTANCE,
+        "ring (outside points)": RING,
+        "outside (if the ring is too small)": FAR,
+        "other instances": OTHER,
+    }
+    picture = np.full((*labels.shape, 3), 255, dtype=np.uint8)
+    areas = (regions.outside, (labels != 0) & (labels != instance), labels == instance, regions.ring, regions.core)
+    for area, colour in zip(areas, (FAR, OTHER, INSTANCE, RING, CORE), strict=True):
+        picture[area] = colour
+    figure, axes = panel_grid(1, 1, _aspect(picture), title_lines=_lines(title))
+    figure.set_size_inches(PANEL + 2.6, figure.get_figheight())
+    ax = axes[0, 0]
+    _panel(ax, picture, title, interpolation="nearest")
+    if points is not None:
+        _draw_points(ax, points.points, points.labels)
+    if margin is not None:
+        _zoom(ax, labels == instance, margin)
+    handles = [Patch(facecolor=np.array(c) / 255, edgecolor="gray", linewidth=0.5, label=n) for n, c in names.items()]
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=FONT, frameon=False)
+    return figure
+
+
+def _zoom(ax: Axes, mask: np.ndarray, margin: int) -> None:
+    """Shows a square around the mask, moved into the image where it fits."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return
+    side = min(max(np.ptp(rows), np.ptp(columns)) + 2 * margin + 1, *mask.shape)
+    y0, x0 = (
+        np.clip((np.min(v) + np.max(v) - side) / 2, -0.5, n - side - 0.5)
+        for v, n in zip((rows, columns), mask.shape, strict=True)
+    )
+    ax.set_xlim(x0, x0 + side)
+    ax.set_ylim(y0 + side, y0)

@@ -1,0 +1,113 @@
+"""Instances drawn into an image: a colour for each id, tints and outlines."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import cv2
+import numpy as np
+
+from ullsam.data.io import to_rgb8
+from ullsam.errors import InputError
+
+# colour-blind-friendly (after Okabe and Ito, and Tol); yellow and its like are kept for the truth
+PALETTE = np.array(
+    [
+        (86, 180, 233),
+        (213, 94, 0),
+        (0, 158, 115),
+        (204, 121, 167),
+        (0, 114, 178),
+        (255, 170, 187),
+        (170, 68, 153),
+        (120, 220, 190),
+    ],
+    dtype=np.uint8,
+)
+YELLOW = (255, 225, 25)
+
+
+def instance_colours(labels: np.ndarray) -> dict[int, tuple[int, int, int]]:
+    """A colour (red, green, blue, 0..255) for each instance of a label map, chosen by its id.
+
+    Args:
+        labels: integer (H, W), 0 background. An id whose colour a lower id within 3 pixels has takes the next one.
+    """
+    near, chosen = _neighbours(labels), {}
+    for i in (int(x) for x in np.unique(labels) if x):
+        taken = {chosen.get(j) for j in near[i]}
+        order = [(i - 1 + step) % len(PALETTE) for step in range(len(PALETTE))]
+        chosen[i] = next((k for k in order if k not in taken), order[0])
+    return {i: tuple(int(v) for v in PALETTE[k]) for i, k in chosen.items()}
+
+
+def _neighbours(labels: np.ndarray) -> dict[int, set[int]]:
+    """Ids that come as near as 3 pixels to each id."""
+    near = defaultdict(set)
+    h, w = labels.shape
+    for dy, dx in ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3)):
+        a = labels[: h - dy, max(0, -dx) : w - max(0, dx)]
+        b = labels[dy:, max(0, dx) : w + min(0, dx)]
+        meet = (a != b) & (a != 0) & (b != 0)
+        for i, j in np.unique(np.stack([a[meet], b[meet]], axis=1), axis=0).tolist():
+            near[i].add(j)
+            near[j].add(i)
+    return near
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.ndarray:
+    """The image with its instances tinted and outlined.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        labels: integer (H, W), 0 background; or masks bool (H, W) or (I, H, W), whose ids are then 1..I.
+        alpha: opacity of the tint, 0..1.
+
+    Returns:
+        uint8 (H, W, 3), equal to the image outside the instances.
+
+    Raises:
+        InputError: the labels are no label map or masks of the image's size.
+    """
+    out = to_rgb8(image).copy()
+    labels = _as_labels(labels, out.shape[:2])
+    colours = instance_colours(labels)
+    if not colours:
+        return out
+    ids = np.array(sorted({0, *colours}))
+    paint = np.array([colours.get(int(i), (0, 0, 0)) for i in ids])[np.searchsorted(ids, labels)]  # (H, W, 3)
+    inside, edge = labels != 0, _borders(labels) & (labels != 0)
+    out[inside] = np.round((1 - alpha) * out[inside] + alpha * paint[inside])
+    out[edge] = paint[edge]
+    return out
+
+
+def outline(image: np.ndarray, labels: np.ndarray, colour: tuple[int, int, int] = YELLOW) -> np.ndarray:
+    """The image, uint8 (H, W, 3), with the border of each instance in one colour; arguments as for `overlay`."""
+    out = to_rgb8(image).copy()
+    out[_borders(_as_labels(labels, out.shape[:2]))] = colour
+    return out
+
+
+def _borders(labels: np.ndarray) -> np.ndarray:
+    """Pixels near another label, on both sides, bool (H, W); wide enough to be seen in a panel."""
+    radius = max(1, round(max(labels.shape) / 300))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+    values = labels.astype(np.float64)  # OpenCV's morphology has no int32
+    return cv2.erode(values, kernel) != cv2.dilate(values, kernel)
+
+
+def _as_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map (H, W); of overlapping masks the smaller lies on top."""
+    labels = np.asarray(labels)
+    if labels.shape[-2:] != tuple(size) or labels.ndim not in (2, 3) or labels.dtype.kind not in "biu":
+        raise InputError(
+            f"The masks are {labels.dtype} {labels.shape} and the image is {tuple(size)}; give a label "
+            "map (H, W) or bool masks (I, H, W) of the image's size."
+        )
+    if labels.ndim == 2:
+        return labels.astype(np.int64)
+    merged = np.zeros(size, dtype=np.int64)
+    for i in np.argsort(-np.count_nonzero(labels, axis=(1, 2)), kind="stable"):
+        merged[labels[i] != 0] = i + 1
+    return merged

@@ -1,0 +1,256 @@
+"""The app: upload an image, click on its objects, watch the result, download it. `make app` serves it to a browser.
+
+Source: paper, appendix C, Figure 9.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import ipywidgets
+import numpy as np
+
+from ullsam.data.io import IMAGE_SUFFIXES, png
+from ullsam.data.synthetic import generate
+from ullsam.errors import InputError
+from ullsam.widgets.click import ClickToSegment, counted, jpeg
+from ullsam.widgets.export import numbered
+from ullsam.widgets.files import FileExchange
+from ullsam.widgets.live import scaled
+
+MEGABYTES = 50  # of one uploaded file
+MEGAPIXELS = 50  # of one page; a small file can hold a large picture
+RESULT = 640  # longer side of the result picture, pixels
+RESULTS = ("tiff", "roi", "overlay", "csv")  # what the downloaded file holds
+EXAMPLE = "example.png"
+WELCOME = "Or drop it here: png, jpg, tif or bmp, up to {} MB."
+
+
+class App:
+    """The app's page; each of its buttons is also a method, so it works without a browser.
+
+    What is uploaded lies in a folder of this object alone, which is removed with it.
+
+    Args:
+        models: by the name that is shown; the first is the current one.
+        limit: megabytes of one upload.
+        alone: the page is only this app, so the browser asks before results that were not downloaded are lost.
+    """
+
+    def __init__(self, models: dict, limit: int = MEGABYTES, alone: bool = False):
+        self.click: ClickToSegment | None = None  # the image being worked on
+        self._models, self._uploads = dict(models), 0
+        self._saved: list = []  # instances of the current image when it was last shown
+        self._folder = tempfile.TemporaryDirectory(prefix="ullsam_", ignore_cleanup_errors=True)
+        self._results = Path(self._folder.name, "results")
+        self._results.mkdir()
+        self.files = FileExchange(self.open, self.add_labels, self.open_example, self.results, limit, alone)
+        self._result = ipywidgets.Image(format="jpeg", layout={"width": "100%", "height": "auto"})
+        self._table = ipywidgets.HTML()
+        self._place = ipywidgets.VBox(layout={"flex": "3 1 560px", "min_width": "min(100%, 280px)"})
+        column = {"flex": "1 1 280px", "min_width": "min(100%, 280px)", "max_width": "640px"}
+        result = ipywidgets.VBox([ipywidgets.HTML("<b>Result</b>"), self._result, self._table], layout=column)
+        row = {"flex_flow": "row wrap", "grid_gap": "8px 24px", "margin": "8px 0 0", "display": "none"}
+        self._work = ipywidgets.HBox([self._place, result], layout=row)
+        self.view = ipywidgets.VBox([self.files, self._work], layout={"overflow": "visible"})  # the page
+        self.files.tell(WELCOME.format(limit))
+
+    def __repr__(self) -> str:
+        """What a page that shows no widgets prints instead."""
+        return f"App({self.files.told})"
+
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The page where widgets are shown, a line of text elsewhere."""
+        return dict(self.view._repr_mimebundle_(**kwargs)) | {"text/plain": repr(self)}
+
+    def open(self, name: str, data: bytes) -> None:
+        """Takes an uploaded image in place of the current one.
+
+        Args:
+            name: of the file, as the person calls it.
+            data: its bytes.
+
+        Raises:
+            InputError: it is no image that can be used; the current one stays.
+        """
+        self._use(name, data, self._show)
+
+    def add_labels(self, name: str, data: bytes) -> None:
+        """Takes the objects of an uploaded label image over as saved instances of the current image, to correct them.
+
+        Args:
+            name: of the file, as the person calls it.
+            data: its bytes; one integer for each pixel of the image, 0 for background.
+
+        Raises:
+            InputError: there is no image yet, or the file is no label image of its size.
+        """
+        if self.click is None:
+            raise InputError("There is no image yet; choose it first, then its label image.")
+        self._use(name, data, self._import)
+
+    def open_example(self) -> None:
+        """Opens a synthetic image of nuclei."""
+        self.open(EXAMPLE, png(generate("fluorescence_nuclei", seed=3).image))
+
+    def results(self) -> tuple[str, bytes]:
+        """Name and bytes of a zip file with a folder for each image that has saved instances.
+
+        A folder holds the label image, ImageJ's ROIs, the picture with numbers and the table of measurements.
+
+        Raises:
+            InputError: nothing is saved yet.
+        """
+        self._keep()
+        content = _zip(self._results)
+        if content is None:
+            raise InputError("There is nothing to download yet; click on an object and save it first.")
+        return "ullsam_results.zip", content
+
+    def end(self) -> None:
+        """Removes everything that was uploaded."""
+        self._folder.cleanup()
+
+    def _store(self, name: str, data: bytes) -> Path:
+        """The upload as a file in a folder of its own; two of the same name never meet."""
+        plain = re.sub(r"[^\w .()+-]", "_", Path(name.replace("\\", "/")).name).lstrip(". ")[-80:]
+        if Path(plain).suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputError(
+                f"{plain or 'The file'} is not one of {', '.join(IMAGE_SUFFIXES)}; save it in one of these formats."
+            )
+        self._uploads += 1
+        path = Path(self._folder.name, str(self._uploads), plain)
+        path.parent.mkdir()
+        path.write_bytes(data)
+        return path
+
+    def _use(self, name: str, data: bytes, act: Callable[[Path], None]) -> None:
+        """Does something with an uploaded file; what goes wrong is one sentence without a path of this machine."""
+        path = self._store(name, data)
+        try:
+            check_size(path)
+            act(path)
+        except InputError as error:
+            raise InputError(self._plain(str(error))) from error
+        except Exception as error:
+            raise InputError(
+                f"{path.name} cannot be used ({type(error).__name__}); open it in Fiji and save it as png or tif."
+            ) from error
+
+    def _import(self, path: Path) -> None:
+        added = self.click.import_labels(path)
+        self.files.tell(f"{path.name}: {counted(added, 'object')} added to the saved instances.")
+
+    def _show(self, path: Path) -> None:
+        click = _Click(self._models, path, self._plain, self._refresh)
+        self._keep()
+        old, self.click, self._saved, self.files.opened = self.click, click, [], True
+        self._place.children, self._work.layout.display = [click], "flex"
+        if old is not None:
+            old.close()
+        self._refresh()
+        height, width = click.session.size
+        pages = f", {click.session.pages} pages" if click.session.pages > 1 else ""
+        self.files.tell(f"{path.name}: {width} x {height} pixels{pages}. Click on an object below.")
+
+    def _keep(self) -> None:
+        """Writes the results of the current image, or takes away those it has no more."""
+        if self.click is None:
+            return
+        folder = self._results / self.click.title
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.click.instances:
+            self.click.session.export(folder, RESULTS)
+
+    def _refresh(self) -> None:
+        """The result picture with all masks of the page, and the list of saved instances."""
+        session = self.click.session
+        labels, image = with_current(session.labels, session.mask), scaled(session.display_image(), RESULT)
+        small = cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        self._result.value = jpeg(numbered(image, small, letters=2))  # much quicker than PNG, and this is after every click
+        rows = [f"<tr><td>{i.number}</td><td>{html.escape(i.name)}</td><td>{i.area} px</td></tr>" for i in session.instances]
+        self._table.value = f"<table style='width:100%'>{''.join(rows)}</table>" if rows else "Nothing is saved yet."
+        if session.instances != self._saved:
+            self._saved, self.files.unsaved = session.instances, True
+        others = [folder for folder in self._results.iterdir() if folder.name != self.click.title]
+        self.files.ready = bool(session.instances or others)
+
+    def _plain(self, words: str) -> str:
+        """A sentence without the places where this server keeps things."""
+        return re.sub(re.escape(self._folder.name) + r"/(\d+/)?", "", words)
+
+
+class _Click(ClickToSegment):
+    """The click widget without its export to folders of the server, which the person at the browser cannot reach."""
+
+    def __init__(self, models: dict, path: Path, plain, changed):
+        self._plain, self._changed, self.title = plain, lambda: None, f"{path.parent.name}_{path.stem}"
+        super().__init__(models, path, project=False)
+        self._changed = changed
+
+    def export(self, folder=None, kinds=("tiff",)):
+        """Not here: the app has a download."""
+        raise InputError("Use Download results above the picture.")
+
+    def _view(self) -> dict:
+        return super()._view() | {"exports": [], "folder": ""}
+
+    def _show(self, status: str | None = None, failed: bool = False) -> None:
+        super()._show(status and self._plain(status), failed)
+        self._changed()
+
+
+def with_current(labels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Saved instances int32 (H, W), and the mask bool (H, W) of the current object with the next number on what is free."""
+    if mask is None:
+        return labels
+    return np.where(mask & (labels == 0), labels.max() + 1, labels)
+
+
+def check_size(path: Path, megapixels: int = MEGAPIXELS) -> None:
+    """Refuses a picture that is too large before it is decoded.
+
+    Raises:
+        InputError: too many pixels, or a file that is no image.
+    """
+    width, height = _page_size(path)
+    if width * height > megapixels * 10**6:
+        raise InputError(
+            f"{path} has {width} x {height} pixels and the limit is {megapixels} megapixels; crop it or save it smaller."
+        )
+
+
+def _page_size(path: Path) -> tuple[int, int]:
+    """Width and height that a file announces; of a tif the largest page's."""
+    import tifffile
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in tif.series]
+            return max(sizes, key=lambda size: size[0] * size[1])
+    except tifffile.TiffFileError:
+        pass  # another format
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.") from error
+
+
+def _zip(folder: Path) -> bytes | None:
+    """All files of a folder, by their names in it; None where there is none."""
+    buffer = io.BytesIO()
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))
+    return buffer.getvalue() if files else None
