@@ -237,3 +237,14 @@ def whole(path: str | Path) -> Iterator[Path]:
     finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Writes strict JSON (no NaN) in one step: a reader sees the old file or the whole new one; folders are made.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ullsam.accel.checkpointing import less_memory
-from ullsam.accel.distributed import shard_like, shard, distributed_state, full_tensor, wants_shards
+from ullsam.accel.distributed import distributed_state, full_tensor, shard, shard_like, wants_shards
 from ullsam.config import TrainConfig
 from ullsam.data.augment import Mixture, TrainViews, ViewConfig
 from ullsam.errors import InputError

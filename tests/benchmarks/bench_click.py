@@ -14,7 +14,7 @@ import numpy as np
 
 import ullsam
 from tests.browser import driver
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 
 WATCH = """canvas => {
   window.times = [];

@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from ullsam.errors import InputError
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 
 OURS, THEIRS = "encoder ours", "encoder segment_anything"
 SCHEDULE = (

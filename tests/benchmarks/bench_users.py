@@ -24,7 +24,7 @@ import tifffile
 import ullsam
 from tests.benchmarks.bench_click import WATCH
 from tests.browser import driver
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 
 LIMIT = 10 * 60 * 1000  # ms; many kernels that start together on one core take their time
 SAVED = 3  # objects that each person saves

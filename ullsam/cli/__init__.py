@@ -133,7 +133,8 @@ def _open(args: argparse.Namespace, load) -> tuple[list, object]:
 def _finish(args: argparse.Namespace, results: list[dict], summarise) -> None:
     """Writes the results file, with the last parts of a path in place of the whole, and prints the table."""
     from ullsam.accel.distributed import distributed_state
-    from ullsam.evaluation.protocol import format_table, report, write_json
+    from ullsam.evaluation.protocol import format_table, report
+    from ullsam.files import write_json
 
     if not distributed_state().is_main_process:
         return

@@ -58,7 +58,8 @@ def make_questions(args: argparse.Namespace) -> None:
 def microvqa(args: argparse.Namespace) -> None:
     """Asks every question by every method and with every kind of image; goes on where an earlier run stopped."""
     from ullsam.accel.distributed import distributed_state
-    from ullsam.evaluation.protocol import report, write_json
+    from ullsam.evaluation.protocol import report
+    from ullsam.files import write_json
 
     _check(args)
     questions, model = _questions(args), open_model(args.model, args.seed)

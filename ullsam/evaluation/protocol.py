@@ -7,12 +7,10 @@ A dataset's number is the plain mean over its images. Processes of `accelerate l
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +41,6 @@ __all__ = [
     "select_records",
     "summarise",
     "summarise_words",
-    "write_json",
 ]
 
 SCORES = ("dice_instance", "dice_image", "sa50_instance", "sa50_labelmap", "msa")
@@ -241,23 +238,6 @@ def report(results: Sequence[dict], command: str) -> dict:
     means = {SCORES: mean_scores, WORDS: mean_words}
     mean = [of(results) for names, of in means.items() if all(name in row for row in results for name in names)]
     return head | {"results": list(results)} | ({"mean": mean[0]} if mean else {})
-
-
-def write_json(path: str | Path, values: dict) -> None:
-    """Write strict JSON (no NaN) in one step: a reader sees the old file or the whole new one; folders are made.
-
-    Raises:
-        InputError: the path cannot be written.
-    """
-    path = Path(path)
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 
 
 def _check_points(points: tuple[int, int] | str) -> None:

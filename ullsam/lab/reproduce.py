@@ -25,7 +25,8 @@ from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
 from ullsam.evaluation.compare import UNSEEN, make_variant, shared_start
 from ullsam.evaluation.metrics import hit_rate, instance_scores
-from ullsam.evaluation.protocol import make_prompts, select_records, write_json
+from ullsam.evaluation.protocol import make_prompts, select_records
+from ullsam.files import write_json
 from ullsam.lab.reproduce_tables import ARMS, DOMAINS, TABLES, Arm, Row, Table
 from ullsam.llm import load_llm
 from ullsam.model import ULLSAM, load_parts

@@ -13,7 +13,7 @@ from ullsam.data.corpus import data_root, find_corpora
 from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES
 from ullsam.errors import InputError
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 from ullsam.model import ULLSAM, load_parts
 from ullsam.train import fit
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ullsam.data.io import png, write_atomic, write_labels
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.instances import regions
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ullsam.errors import InputError
-from ullsam.evaluation.protocol import write_json
+from ullsam.files import write_json
 from ullsam.widgets.instances import Instance, Region
 from ullsam.widgets.pages import Pages
 

@@ -1,6 +1,6 @@
 """Numbers that the official code gave, kept in golden/official_small.npz (at most 300 kB), and seeded ones of a whole model.
 
-Written by `python tests/unit/checkpoints/test_golden.py FOLDER`, where FOLDER holds the official model's small checkpoint with recorded
+Written by `python tests/unit/checkpoints/test_golden.py FOLDER`, where FOLDER holds the official small checkpoint with recorded
 inputs and outputs; it refuses to write unless `python -m ullsam parity FOLDER` passes. Official numbers: the language model
 (weights of all its layers, the rows of its tables that are used), point prompts, and the end of VLSA. Seeded numbers: every
 output of a model whose weights come from a seed, in the official layout, computed by the code that passed.

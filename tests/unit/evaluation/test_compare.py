@@ -6,7 +6,8 @@ import torch
 
 from ullsam import ULLSAM, Corpus, InputError, Mixture, TrainConfig, generate, write_labels
 from ullsam.evaluation.compare import FAST, UNSEEN, compare_vlsa, make_variant, score_samples
-from ullsam.evaluation.protocol import format_table, write_json
+from ullsam.evaluation.protocol import format_table
+from ullsam.files import write_json
 
 SMALL = TrainConfig(steps=1, batch_size=1, instances=1, warmup=1)
 

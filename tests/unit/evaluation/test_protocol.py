@@ -20,8 +20,8 @@ from ullsam.evaluation.protocol import (
     score_image,
     score_masks,
     summarise,
-    write_json,
 )
+from ullsam.files import write_json
 
 KEYS = ["model", "data", "split", "points", "vlk", "seed", "n_images", "n_instances", *SCORES, "seconds", "per_image"]
 

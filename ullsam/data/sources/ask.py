@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cv2
 
-from ullsam.accel.distributed import local_items, distributed_state
+from ullsam.accel.distributed import distributed_state, local_items
 from ullsam.data.corpus import Corpus, Record
 from ullsam.data.io import png, read_image, to_rgb8, write_atomic
 from ullsam.data.sources.biomedica import append_line, read_lines
