@@ -38,9 +38,9 @@ PORT ?= 8866
 app: setup  ## segment images in a browser, at http://127.0.0.1:8866; make app HOST=0.0.0.0 lets other machines in
 	$(PY) -m ullsam app --host $(HOST) --port $(PORT)
 
-test: setup  ## unit tests, then every notebook, in one pytest run
-	$(FAST) $(PY) -m pytest tests $(NOTEBOOKS) -m "not slow and not browser" -n 2 --dist loadfile \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
+test: setup  ## unit tests and every notebook, in one pytest run; its end tells how much of the core the tests run
+	$(FAST) $(PY) -m pytest tests $(NOTEBOOKS) -m "not slow and not browser" -n 2 --dist loadfile --durations=15 \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 --cov --cov-fail-under=95
 
 test-js:  ## style and unit tests of the widgets' JavaScript; needs Node.js 20 or newer
 	cd tests/js && npm install --no-package-lock --no-fund --no-audit && npm run lint && npm test
@@ -55,8 +55,9 @@ notebooks: setup  ## runs every notebook in order, outputs kept in place
 	$(PY) -m jupyter nbconvert --to notebook --inplace --execute \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.timeout=3600 $(NOTEBOOKS)
 
-lint: setup  ## style and the mistakes that can be seen without running
+lint: setup  ## style and the mistakes that can be seen without running, notebooks included
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 bench-paper: setup  ## speed and memory at the paper's size, in a fresh process each, 10 minutes on 2 idle cores, up to 18 GB
 	$(PY) -m tests.benchmarks.bench_paper
@@ -65,5 +66,5 @@ bench: setup  ## speed and memory of the tiny model on one core, into data/resul
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks.bench_tiny
 
 clean:  ## removes the virtual environment, caches and what runs left behind; keeps datasets
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage notebooks/.ipynb_checkpoints
 	find ullsam tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,15 @@
-"""What every test starts from: fixed seeds, few threads, and a marker on notebook cells."""
+"""What every test starts from: fixed seeds, few threads, and markers on notebook cells and on tests of rooms."""
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+CORE_TESTS = Path(__file__).parent / "unit"  # the files directly in it test the core
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -18,10 +21,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark notebook cells, so that `-m nbval` and `-m "not nbval"` choose between them and plain tests."""
+    """Mark notebook cells, so that `-m nbval` and `-m "not nbval"` choose between them and plain tests; measure coverage
+    in the tests of the core only, since the measurement makes Python a third slower.
+    """
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.nbval)
+        if item.path.parent != CORE_TESTS:
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -237,6 +238,26 @@ def whole(path: str | Path) -> Iterator[Path]:
     finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path, work: str | Path | None = None) -> Iterator[Path]:
+    """A place to make a folder at; it takes its name when all is there, and vanishes when something fails.
+
+    Args:
+        path: the folder, which must not exist; the one that it lies in is made.
+        work: where it is filled, on the same disk (default: beside `path`).
+    """
+    path = Path(path)
+    part = Path(work or path.parent) / f".{path.name}.partial"
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: str | Path, values: dict) -> None:

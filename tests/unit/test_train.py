@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
 from ullsam.config import PAPER_TRAINING
@@ -199,16 +200,47 @@ def test_transformers_can_learn_more_slowly(tmp_path):
     assert max(moved.values()) > 0.9 * SMALL.lr
 
 
-def test_accumulated_batches_equal_one_large_batch(tmp_path):
-    """Two micro-steps of two images are one step of four, for the caption loss of equally long captions."""
-    states = []
-    for accumulate in (1, 2):
-        model = ULLSAM.from_preset("debug")
-        config = replace(SMALL, stage=3, steps=2, batch_size=4 // accumulate, accumulate=accumulate)
-        fit(model, config, mixture(), tmp_path / str(accumulate), progress=False)
-        states.append(model.projection.mlp[1].weight.detach())
-    assert states[0].shape == states[1].shape  # the draws differ between the two, the step count does not
-    assert len((tmp_path / "2" / "log.jsonl").read_text().splitlines()) == 2
+def joined(first, second):
+    """One batch of the images of two: tensors and lists one after the other, points and labels of prompts too."""
+    batch = {}
+    for key, a in first.items():
+        b = second[key]
+        if isinstance(a, torch.Tensor):
+            batch[key] = torch.cat([a, b])
+        elif hasattr(a, "_fields"):
+            batch[key] = type(a)(*(None if x is None else torch.cat([x, y]) for x, y in zip(a, b, strict=True)))
+        else:
+            batch[key] = a + b if key == "caption" else a  # the origin: (0, 0) for all whole images
+    return batch
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path, monkeypatch):
+    """The gradients of two micro-batches of two images, at each of two steps, are those of one batch of the same four."""
+    config = replace(SMALL, steps=2, batch_size=2, accumulate=2, instances=1, clip=1e9, lr=1e-2)
+    batches, steps, forward = [], [], SegmentationObjective.forward
+    monkeypatch.setattr(SegmentationObjective, "forward", lambda self, batch: batches.append(batch) or forward(self, batch))
+    model = ULLSAM.from_preset("debug")
+    before_each_step = register_optimizer_step_pre_hook(
+        lambda *_: steps.append(({k: v.clone() for k, v in model.state_dict().items()}, gradients(model)))
+    )
+    fit(model, config, mixture(), tmp_path, progress=False)
+    before_each_step.remove()
+    assert len(batches) == 4 and len(steps) == 2 and all(batch["valid"].all() for batch in batches)
+    assert not torch.equal(batches[0]["image"], batches[1]["image"])
+    for (weights, accumulated), first, second in zip(steps, batches[::2], batches[1::2], strict=True):
+        whole = ULLSAM.from_preset("debug")
+        whole.load_state_dict(weights)
+        select_trained(whole, STAGES[3])
+        forward(SegmentationObjective(whole, config).train(), joined(first, second))["loss"].backward()
+        expected = gradients(whole)
+        assert expected.keys() == accumulated.keys() and any(name.startswith("vlsa") for name in expected)
+        noise = 1e-6 * max(gradient.abs().max().item() for gradient in expected.values())
+        for name, gradient in expected.items():
+            torch.testing.assert_close(accumulated[name], gradient, rtol=1e-3, atol=noise, msg=name)
 
 
 SCRIPT = """

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,9 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ullsam import ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
-from ullsam.cli import build_parser, main
-from ullsam.cli.train import training
-from ullsam.config import PAPER_TRAINING
+from ullsam.cli import main
 from ullsam.train import Batches, _loader
 
 STYLES = ["fluorescence_nuclei", "em_mitochondria"]
@@ -188,57 +185,6 @@ def test_the_command_on_two_processes_goes_on_after_a_stop(tmp_path):
     with pytest.raises(InputError, match="2 processes"):
         config = TrainConfig(stage=3, steps=24, batch_size=1, save_every=5, log_every=1, warmup=2)
         fit(ULLSAM.from_preset("debug"), config, Mixture([], STYLES, 1.0, synthetic_size=64), log.parent, progress=False)
-
-
-# ---------------------------------------------------------------- the command's settings
-
-
-def parse(*words):
-    return build_parser().parse_args(["train", *words], Namespace())
-
-
-def test_the_presets_settings_and_what_changes_them():
-    assert training(parse("--preset", "paper", "--stage", "2")) == PAPER_TRAINING[2]
-    changed = training(parse("--preset", "paper", "--stage", "3", "--lr", "1e-4", "--accumulate", "2", "--precision", "no"))
-    assert changed == replace(PAPER_TRAINING[3], lr=1e-4, accumulate=2, precision="no")
-    assert training(parse("--preset", "debug", "--stage", "1", "--steps", "5")) == TrainConfig(stage=1, steps=5)
-
-
-def test_stages_follow_one_another_from_the_command_line(tmp_path, capsys):
-    common = ["--preset", "debug", "--synthetic", "--steps", "1", "--batch-size", "1", "--out", str(tmp_path)]
-    assert main(["train", *common, "--stage", "1", "--lora", "2"]) == 0
-    assert main(["train", *common, "--stage", "2", "--start", str(tmp_path / "debug-stage1")]) == 0
-    assert main(["train", *common, "--stage", "3", "--start", str(tmp_path / "debug-stage2")]) == 0
-    folders = [ULLSAM.from_pretrained(tmp_path / f"debug-stage{i}") for i in (1, 2, 3)]
-    assert [model.config.llm.lora_rank for model in folders] == [2, 2, 2]
-    first, second, third = (model.state_dict() for model in folders)
-    assert torch.equal(first["sam.image_encoder.pos_embed"], second["sam.image_encoder.pos_embed"])
-    assert not torch.equal(second["sam.image_encoder.pos_embed"], third["sam.image_encoder.pos_embed"])
-    assert "debug-stage3" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ([], "Name a recipe"),
-        (["base", "--preset", "tiny"], "one of the two"),
-        (["--preset", "debug"], "--stage is None"),
-        (["--preset", "debug", "--stage", "7", "--synthetic"], "give one of 0, 1, 2, 3"),
-        (["--preset", "debug", "--stage", "1", "--steps", "0", "--synthetic"], "--steps is 0"),
-        (["--preset", "debug", "--stage", "1", "--sam", "x.pth", "--synthetic"], "parts of the preset paper"),
-        (["--preset", "huge", "--stage", "1", "--synthetic"], "no preset 'huge'"),
-        (["nothing"], "no recipe 'nothing'"),
-        (["--preset", "paper", "--stage", "1", "--synthetic"], "needs llm="),
-        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic"], "needs llm="),
-        (["--preset", "paper", "--stage", "2", "--lora", "8", "--synthetic", "--llm", "x", "--ullsam", "y"], "adapters out"),
-        (["--preset", "debug", "--stage", "2", "--dtype", "bfloat16", "--synthetic"], "lost to rounding; leave --dtype out"),
-        (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "nowhere"], "no model in nowhere"),
-        (["--preset", "debug", "--stage", "1", "--synthetic", "--start", "x", "--lora", "2"], "leave --lora out"),
-    ],
-)
-def test_wrong_input_is_one_sentence(words, sentence, tmp_path, capsys):
-    assert main(["train", "--out", str(tmp_path), *words]) == 2
-    assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 if __name__ == "__main__":

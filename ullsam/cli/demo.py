@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.io import read_image, write_labels
-from ullsam.data.synthetic import generate
 from ullsam.errors import InputError
-from ullsam.evaluation.metrics import instance_scores, label_map_scores, merge_instances
-from ullsam.model import load
-from ullsam.predictor import Predictor
-from ullsam.sbr import sample_instances
 
 CELL = (slice(110, 660), slice(0, 550))  # rows and columns of cell.png that make it square
 TISSUE = (slice(280, 440), slice(240, 400))  # a gland in ihc.png
@@ -33,11 +26,11 @@ class Scene:
     """One image of the demo with prompts for I objects."""
 
     name: str
-    title: str  # what is shown, and where it comes from
+    title: str  # what the image is, and where it comes from
     image: np.ndarray  # (H, W) or (H, W, 3)
     points: np.ndarray  # float32 (I, P, 2), (x, y)
     point_labels: np.ndarray  # (I, P), 1 inside, 0 outside
-    truth: np.ndarray | None = None  # int32 (H, W), where it is known
+    truth: np.ndarray | None = None  # int32 (H, W), if it is known
     ids: np.ndarray | None = None  # (I,), the instance of `truth` that each prompt is for
 
 
@@ -52,143 +45,113 @@ class Outcome:
     click: float  # seconds for the mask of one click, the image being encoded
 
 
-def run_demo(out: str | Path, model: str = "tiny", say: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """Segments and describes three images, draws demo.png and writes the label maps.
+def demo(out: str = "demo_output", model: str = "tiny") -> None:
+    """Segment and describe three images, in a minute; draws demo.png and writes the label maps.
 
     Args:
-        out: folder of the results, made if absent; model: name or folder for `load`; say: gets each line of the report.
-
-    Returns:
-        The files written.
-
-    Raises:
-        InputError: the model, its language model or the output folder cannot be used.
+        out: folder for the results
+        model: tiny, usam-tiny, or a folder of a saved model
     """
-    say(f"Loading the model {model} (the first time, its language model is converted: up to half a minute) ...")
+    from ullsam.data.io import write_labels
+    from ullsam.evaluation.metrics import merge_instances
+    from ullsam.model import load
+    from ullsam.predictor import Predictor
+
+    print(
+        f"Loading the model {model} (the first time, its language model is converted: up to half a minute) ...", flush=True
+    )
     start = time.perf_counter()
-    network = load(model)
-    say(f"Ready after {time.perf_counter() - start:.1f} s.")
-    folder = _make_folder(out)
-    predictor, outcomes = Predictor(network), []
+    predictor, outcomes = Predictor(load(model)), []
+    print(f"Ready after {time.perf_counter() - start:.1f} s.", flush=True)
+    folder = Path(out).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made a folder ({error.strerror}); name another with --out.") from error
     for scene in scenes():
         outcomes.append(examine(predictor, scene))
-        for line in report(outcomes[-1]):
-            say(line)
-    say(f"One click takes {1000 * np.median([o.click for o in outcomes]):.0f} ms.")
-    files = _write(folder, outcomes)
+        print("\n".join(report(outcomes[-1])), flush=True)
+    print(f"One click takes {1000 * np.median([o.click for o in outcomes]):.0f} ms.")
+    files = [folder / "demo.png", *(folder / f"{o.scene.name}_labels.tif" for o in outcomes)]
+    draw(outcomes).savefig(files[0], dpi=DPI)
+    for file, outcome in zip(files[1:], outcomes, strict=True):
+        write_labels(file, merge_instances(next(iter(outcome.masks.values()))))  # of the first way, with knowledge
     for file in files:
-        say(f"Wrote {file}")
-    return files
+        print(f"Wrote {file}")
 
 
 def scenes() -> list[Scene]:
     """A cell and a gland from files of scikit-image, clicked by hand, and synthetic nuclei with SBR points."""
-    cell, tissue = (
-        _clicked(*row)
-        for row in (
-            ("cell", "floating cell, quantitative phase (cell.png of scikit-image)", CELL, CELL_CLICKS),
-            ("ihc", "stained gland, brightfield (ihc.png of scikit-image)", TISSUE, TISSUE_CLICKS),
-        )
-    )
+    from ullsam.data.io import read_image
+    from ullsam.data.synthetic import generate
+    from ullsam.sbr import sample_instances
+
+    found, package = [], Path(find_spec("skimage").origin).parent
+    for name, title, crop, clicks in (
+        ("cell", "floating cell, quantitative phase (cell.png of scikit-image)", CELL, CELL_CLICKS),
+        ("ihc", "stained gland, brightfield (ihc.png of scikit-image)", TISSUE, TISSUE_CLICKS),
+    ):
+        points = np.array(clicks, dtype=np.float32)[:, None]  # one inside point per object: (I, 2) -> (I, 1, 2)
+        image = read_image(package / "data" / f"{name}.png")[crop]
+        found.append(Scene(name, title, image, points, np.ones(points.shape[:2], dtype=np.int64)))
     sample = generate("fluorescence_nuclei", seed=SEED)
-    ids, points, kinds = sample_instances(sample.labels, np.random.default_rng(0), max_instances=1000)
+    ids, points, point_labels = sample_instances(sample.labels, np.random.default_rng(0), max_instances=1000)
     title = "synthetic fluorescent nuclei (truth in yellow)"
-    return [cell, tissue, Scene("synthetic", title, sample.image, points, kinds, sample.labels, ids)]
+    return [*found, Scene("synthetic", title, sample.image, points, point_labels, sample.labels, ids)]
 
 
-def _clicked(name: str, title: str, crop: tuple[slice, slice], clicks: tuple) -> Scene:
-    """Part of an image inside the scikit-image package, with one inside point per object."""
-    package = Path(find_spec("skimage").origin).parent
-    image = read_image(package / "data" / f"{name}.png")[crop]
-    points = np.array(clicks, dtype=np.float32)[:, None]  # (I, 2) -> (I, 1, 2)
-    return Scene(name, title, image, points, np.ones(points.shape[:2], dtype=np.int64))
-
-
-def examine(predictor: Predictor, scene: Scene) -> Outcome:
+def examine(predictor, scene: Scene) -> Outcome:
     """Segments all objects of a scene with and without vision-language knowledge, and describes it."""
+    from ullsam.evaluation.metrics import instance_scores, label_map_scores, merge_instances
+
     model = predictor.model
     predictor.set_image(scene.image)
     ways = {"with VLK": True, "without VLK": False} if model.vlsa is not None else {"plain SAM": False}
     masks = {way: predictor.predict(scene.points, scene.point_labels, use_vlk=vlk).masks for way, vlk in ways.items()}
-    scores = {way: _scores(scene, found) for way, found in masks.items()} if scene.truth is not None else {}
+    scores, times = {}, []
+    for way, found in masks.items() if scene.truth is not None else ():
+        dice = instance_scores(found, scene.truth, scene.ids)[0].mean()
+        accuracy = label_map_scores(merge_instances(found), scene.truth)["sa50"]
+        scores[way] = f"Dice {dice:.2f}, SA(0.5) {accuracy:.2f}"
     description = predictor.describe() if model.llm is not None else None
-    return Outcome(scene, masks, scores, description, _click_seconds(predictor, scene))
-
-
-def _scores(scene: Scene, masks: np.ndarray) -> str:
-    dice = instance_scores(masks, scene.truth, scene.ids)[0].mean()
-    accuracy = label_map_scores(merge_instances(masks), scene.truth)["sa50"]
-    return f"Dice {dice:.2f}, SA(0.5) {accuracy:.2f}"
-
-
-def _click_seconds(predictor: Predictor, scene: Scene) -> float:
-    """Median time of one object's mask with everything about the image at hand."""
-    times = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS):  # one object's mask with everything about the image at hand
         start = time.perf_counter()
         predictor.predict(scene.points[0], scene.point_labels[0])
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return Outcome(scene, masks, scores, description, float(np.median(times)))
 
 
 def report(outcome: Outcome) -> list[str]:
-    """Lines about one scene: what it is, how good the masks are where truth is known, and the description."""
+    """Lines about one scene: what it is, how good the masks are if truth is known, and the description."""
     scene = outcome.scene
     lines = [f"{scene.title}: {len(scene.points)} object{'s' if len(scene.points) > 1 else ''} prompted"]
-    lines += [f"  {way}: {words}" for way, words in outcome.scores.items()]
+    lines += [f"  {way}: {text}" for way, text in outcome.scores.items()]
     return lines + ([f'  description: "{outcome.description}"'] if outcome.description is not None else [])
 
 
 def draw(outcomes: list[Outcome]):
     """A row for each scene: the image with its clicks, then the masks; the description stands below."""
     from ullsam.plots.charts import FONT, PANEL, Picture
+    from ullsam.plots.images import show_masks
 
     columns, height = 1 + len(outcomes[0].masks), TITLE + PANEL + CAPTION
     width, total = PANEL * columns, height * len(outcomes)
     figure = Picture(figsize=(width, total), dpi=DPI)
     for row, outcome in enumerate(outcomes):
-        bottom = total - (row + 1) * height + CAPTION  # inches
-        axes = [
-            figure.add_axes(((c + 0.02) * PANEL / width, bottom / total, 0.96 * PANEL / width, PANEL / total))
-            for c in range(columns)
-        ]
-        _draw_scene(axes, outcome)
-        words = "" if outcome.description is None else _drawable(f"model: {outcome.description}", 43 * columns)
-        caption = f"{outcome.scene.title}\n{words}"
-        figure.text(0.01, (bottom - 0.08) / total, caption, fontsize=FONT, va="top", parse_math=False)
+        bottom, scene = total - (row + 1) * height + CAPTION, outcome.scene  # inches
+        panels = [("image and clicks", None)]
+        panels += [(f"{way}: {outcome.scores[way]}" if outcome.scores else way, m) for way, m in outcome.masks.items()]
+        for column, (title, masks) in enumerate(panels):
+            left = (column + 0.02) * PANEL / width
+            ax = figure.add_axes((left, bottom / total, 0.96 * PANEL / width, PANEL / total))
+            clicks = (scene.points, scene.point_labels) if masks is None else (None, None)
+            show_masks(scene.image, masks, *clicks, title=title, ax=ax, truth=scene.truth)
+        text = "" if outcome.description is None else drawable(f"model: {outcome.description}", 43 * columns)
+        figure.text(0.01, (bottom - 0.08) / total, f"{scene.title}\n{text}", fontsize=FONT, va="top", parse_math=False)
     return figure
 
 
-def _drawable(text: str, width: int) -> str:
+def drawable(text: str, width: int) -> str:
     """At most three lines of text, with a question mark for what the figure's font may lack."""
     known = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in " ".join(text.split()))
     return textwrap.fill(known, width, max_lines=3)
-
-
-def _draw_scene(axes: list, outcome: Outcome) -> None:
-    from ullsam.plots.images import show_masks
-
-    scene = outcome.scene
-    points, title = (scene.points, scene.point_labels), "image and clicks"
-    show_masks(scene.image, None, *points, title=title, ax=axes[0], truth=scene.truth)
-    for ax, (way, masks) in zip(axes[1:], outcome.masks.items(), strict=True):
-        title = f"{way}: {outcome.scores[way]}" if outcome.scores else way
-        show_masks(scene.image, masks, title=title, ax=ax, truth=scene.truth)
-
-
-def _write(folder: Path, outcomes: list[Outcome]) -> list[Path]:
-    """demo.png, and a label map of the first way's masks for each scene."""
-    files = [folder / "demo.png", *(folder / f"{o.scene.name}_labels.tif" for o in outcomes)]
-    draw(outcomes).savefig(files[0], dpi=DPI)
-    for file, outcome in zip(files[1:], outcomes, strict=True):
-        write_labels(file, merge_instances(next(iter(outcome.masks.values()))))
-    return files
-
-
-def _make_folder(out: str | Path) -> Path:
-    folder = Path(out).resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made a folder ({error.strerror}); name another with --out.") from error
-    return folder

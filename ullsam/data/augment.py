@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import torch
 
+from ullsam.data.captions import caption
 from ullsam.data.corpus import Sample
-from ullsam.data.mixture import Mixture, is_grey
+from ullsam.data.io import is_grey
+from ullsam.data.mixture import Mixture
 from ullsam.errors import InputError
 
 Crop = tuple[int, int, int]  # x0, y0, side in image pixels
@@ -21,23 +23,23 @@ _TRIES = 50  # draws before a mixture counts as having no instances
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How views are cut and jittered; every share is a probability, every range a uniform draw."""
+    """How views are cut and jittered; every fraction is a probability, every pair the range of a uniform draw."""
 
-    whole: float = 0.15  # share of views that show the whole image
-    native: float = 0.35  # share of views at the scale at which the model later sees the whole image
-    object_share: tuple[float, float] = (0.08, 0.9)  # longer object side / crop side, log-uniform
+    whole: float = 0.15  # fraction of views that show the whole image
+    native: float = 0.35  # fraction of views at the scale at which the model later sees the whole image
+    object_fraction: tuple[float, float] = (0.08, 0.9)  # longer object side / crop side, log-uniform
     min_crop: int = 64  # smallest crop side, image pixels
     min_area: int = 12  # smaller pieces of an object are removed, view pixels
-    tone: float = 0.8  # share of views with another gamma, contrast and brightness
+    tone: float = 0.8  # fraction of views with another gamma, contrast and brightness
     gamma: tuple[float, float] = (-0.7, 0.7)  # exponent of 2
     contrast: tuple[float, float] = (0.6, 1.4)  # about the mean grey level
     brightness: tuple[float, float] = (-30.0, 30.0)  # grey levels
-    invert: float = 0.15  # share of grey images that are inverted
-    grey: float = 0.15  # share of colour images that become grey
+    invert: float = 0.15  # fraction of grey images that are inverted
+    grey: float = 0.15  # fraction of colour images that become grey
     gain: tuple[float, float] = (0.8, 1.25)  # per channel of a colour image
-    blur: float = 0.2  # share of blurred views
+    blur: float = 0.2  # fraction of blurred views
     sigma: tuple[float, float] = (0.4, 1.6)  # blur, view pixels
-    noise: float = 0.3  # share of noisy views
+    noise: float = 0.3  # fraction of noisy views
     spread: tuple[float, float] = (2.0, 14.0)  # noise, grey levels
 
 
@@ -97,19 +99,27 @@ class TrainViews(torch.utils.data.Dataset):
             raise IndexError(f"item {index} of {self.length}")
         rng = np.random.default_rng([self.seed, index])
         sample, target = self._draw(rng)
-        (image, labels, valid_mask), crop = self._cut(sample, target, rng)
-        written = self._written(sample, crop)
+        for crop, min_area in self._crops(sample.labels, target, rng):
+            labels = _renumber(_resize(sample.labels, crop, self.view), target, min_area, rng)
+            if labels.max() > 0:
+                break
+        image = _resize(sample.image, crop, self.view)
+        whole = crop == (0, 0, max(sample.labels.shape))  # only there a caption that came with the image holds
+        written = str(sample.meta.get("caption", "")) if self.with_captions and whole else ""
         if self.augment and not written:
-            image, labels, valid_mask = _turn((image, labels, valid_mask), rng)
-        count = int(labels.max())
-        meta = {**sample.meta, "name": sample.name, "crop": crop}
+            image = jitter(image, rng, self.config)
+        image, labels, valid_mask = (_pad(x, self.view) for x in (image, labels, np.ones(labels.shape, bool)))
+        if self.augment and not written:
+            image, labels, valid_mask = _flip_and_turn((image, labels, valid_mask), rng)
+        if self.with_captions and not written:
+            written = caption(Sample(image, labels, sample.meta, sample.name), rng)
         return {
             "image": image,
             "valid_mask": valid_mask,
             "labels": labels,
-            "instances": np.arange(1, min(count, self.max_instances) + 1),
-            "caption": written or self._caption(Sample(image, labels, sample.meta, sample.name), rng),
-            "meta": meta,
+            "instances": np.arange(1, min(int(labels.max()), self.max_instances) + 1),
+            "caption": written,
+            "meta": {**sample.meta, "name": sample.name, "crop": crop},
         }
 
     def _draw(self, rng: np.random.Generator) -> tuple[Sample, int]:
@@ -121,49 +131,25 @@ class TrainViews(torch.utils.data.Dataset):
                 return sample, int(rng.choice(ids))
         raise InputError(f"{_TRIES} images drawn in a row have no instance; check the masks of the datasets.")
 
-    def _cut(self, sample: Sample, target: int, rng: np.random.Generator) -> tuple[list[np.ndarray], Crop]:
-        """Image, labels and where they are no padding, of the first crop that shows an instance."""
-        for crop, min_area in self._crops(sample.labels, target, rng):
-            labels = _renumber(_resize_labels(sample.labels, crop, self.view), target, min_area, rng)
-            if labels.max() > 0:
-                break
-        image = _resize_image(sample.image, crop, self.view)
-        if self.augment and not self._written(sample, crop):
-            image = jitter(image, rng, self.config)
-        return [_pad(x, self.view) for x in (image, labels, np.ones(labels.shape, bool))], crop
-
     def _crops(self, labels: np.ndarray, target: int, rng: np.random.Generator) -> Iterator[tuple[Crop, int]]:
         """Around the target, else the whole image, else very near; each with the least area that counts."""
-        kind, c = rng.random(), self.config
-        if c.whole <= kind < c.whole + c.native:
+        chance, c = rng.random(), self.config
+        if c.whole <= chance < c.whole + c.native:
             yield place_crop(labels, target, round(max(labels.shape) * self.view / self.canvas), rng), c.min_area
-        elif kind >= c.whole:
+        elif chance >= c.whole:
             yield choose_crop(labels, target, rng, c), c.min_area
-        yield (0, 0, max(labels.shape)), self.config.min_area
-        near = replace(self.config, object_share=(0.6, 0.6), min_crop=8)
-        yield choose_crop(labels, target, rng, near), 1
-
-    def _written(self, sample: Sample, crop: Crop) -> str:
-        """The caption in the sample's meta: it holds for the whole, unchanged image only, "" for other views."""
-        whole = crop == (0, 0, max(sample.labels.shape))
-        return str(sample.meta.get("caption", "")) if self.with_captions and whole else ""
-
-    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
-        if not self.with_captions:
-            return ""
-        from ullsam.data.captions import caption
-
-        return caption(sample, rng)
+        yield (0, 0, max(labels.shape)), c.min_area
+        yield choose_crop(labels, target, rng, replace(c, object_fraction=(0.6, 0.6), min_crop=8)), 1
 
 
 def choose_crop(labels: np.ndarray, target: int, rng: np.random.Generator, config: ViewConfig | None = None) -> Crop:
-    """Choose a square that holds one object at a random size and place.
+    """Choose a square that holds one object at a random size and position.
 
     Args:
         labels: int (H, W) instance ids.
         target: the id of the object.
         rng: source of the draw.
-        config: `object_share` and `min_crop` are used.
+        config: `object_fraction` and `min_crop` are used.
 
     Returns:
         (x0, y0, side) in pixels; inside the image, but where the side exceeds one of the image's sides it
@@ -171,45 +157,35 @@ def choose_crop(labels: np.ndarray, target: int, rng: np.random.Generator, confi
     """
     config = config or ViewConfig()
     _, _, w, h = cv2.boundingRect((labels == target).view(np.uint8))
-    low, high = np.log(config.object_share)
+    low, high = np.log(config.object_fraction)
     side = round(max(w, h) / np.exp(rng.uniform(low, high)))
     return place_crop(labels, target, max(side, config.min_crop), rng)
 
 
 def place_crop(labels: np.ndarray, target: int, side: int, rng: np.random.Generator) -> Crop:
-    """A square of `side` at a random place that holds the object; smaller where the image is, larger where the object
+    """A square of `side` at a random position that holds the object; smaller where the image is, larger where the object
     is. Arguments and result as in `choose_crop`."""
-    height, width = labels.shape
     x, y, w, h = cv2.boundingRect((labels == target).view(np.uint8))
-    side = int(min(max(side, w, h), max(height, width)))
-    return _start(x, w, width, side, rng), _start(y, h, height, side, rng), side
+    side = int(min(max(side, w, h), max(labels.shape)))
+
+    def start(first: int, extent: int, length: int) -> int:
+        """First pixel of a window of `side` that holds first..first+extent and stays within 0..length."""
+        if side >= length:
+            return 0
+        return int(rng.integers(max(0, first + extent - side), min(first, length - side) + 1))
+
+    return start(x, w, labels.shape[1]), start(y, h, labels.shape[0]), side
 
 
-def _start(first: int, extent: int, length: int, side: int, rng: np.random.Generator) -> int:
-    """First pixel of a window of `side` that holds first..first+extent and stays within 0..length."""
-    if side >= length:
-        return 0
-    return int(rng.integers(max(0, first + extent - side), min(first, length - side) + 1))
-
-
-def _resize_image(image: np.ndarray, crop: Crop, view: int) -> np.ndarray:
-    """The part of the crop that lies in the image, at the view's scale, without padding."""
-    part, size = _part(image, crop, view)
-    return cv2.resize(part, size, interpolation=cv2.INTER_AREA if view < crop[2] else cv2.INTER_LINEAR)
-
-
-def _resize_labels(labels: np.ndarray, crop: Crop, view: int) -> np.ndarray:
-    """The same for labels; plain INTER_NEAREST would shift them by up to half a pixel against the image."""
-    part, size = _part(labels, crop, view)
-    return cv2.resize(part, size, interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _part(array: np.ndarray, crop: Crop, view: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The crop without what lies outside the image, and its (width, height) in the view."""
+def _resize(array: np.ndarray, crop: Crop, view: int) -> np.ndarray:
+    """The part of the crop that lies inside an image or its labels, at the view's scale, without padding."""
     x0, y0, side = crop
     part = array[y0 : y0 + side, x0 : x0 + side]
     height, width = (max(1, round(n * view / side)) for n in part.shape[:2])
-    return part, (width, height)
+    method = cv2.INTER_AREA if view < side else cv2.INTER_LINEAR
+    if array.ndim == 2:  # labels; plain INTER_NEAREST would shift them by up to half a pixel against the image
+        method = cv2.INTER_NEAREST_EXACT
+    return cv2.resize(part, (width, height), interpolation=method)
 
 
 def _renumber(labels: np.ndarray, target: int, min_area: int, rng: np.random.Generator) -> np.ndarray:
@@ -233,14 +209,14 @@ def _pad(array: np.ndarray, view: int) -> np.ndarray:
     return padded
 
 
-def _turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+def _flip_and_turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """One of the eight flips and quarter turns of a square, the same for all arrays."""
     quarters, mirror = int(rng.integers(4)), rng.random() < 0.5
     return [np.ascontiguousarray(np.rot90(array[:, ::-1] if mirror else array, quarters)) for array in arrays]
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig | None = None) -> np.ndarray:
-    """Change grey levels, never places: tone, inversion, channel gains, blur and noise.
+    """Change grey levels, never positions: tone, inversion, channel gains, blur and noise.
 
     Args:
         image: uint8 (H, W, 3), without padding.
@@ -259,7 +235,10 @@ def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig | Non
     if rng.random() < config.blur:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*config.sigma))
     if rng.random() < config.noise:
-        image = _noisy(image, rng.uniform(*config.spread), rng)
+        spread = np.float32(rng.uniform(*config.spread))
+        image = np.clip(np.rint(image + rng.standard_normal(image.shape, dtype=np.float32) * spread), 0, 255).astype(
+            np.uint8
+        )
     image = image.reshape(*image.shape[:2], -1)  # OpenCV drops a single channel: (H,W) -> (H,W,1)
     return cv2.merge([image] * 3) if image.shape[2] == 1 else image
 
@@ -279,8 +258,3 @@ def _tone(image: np.ndarray, rng: np.random.Generator, config: ViewConfig) -> np
         levels = (levels - mean) * rng.uniform(*config.contrast) + mean + rng.uniform(*config.brightness)
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return cv2.LUT(np.ascontiguousarray(image), np.ascontiguousarray(table[None]))  # table (1, 256, C)
-
-
-def _noisy(image: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(spread)
-    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)

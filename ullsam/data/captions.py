@@ -2,56 +2,206 @@
 
 A caption has two or three sentences: what kind of image it is; how many objects of what size, shape and
 contrast; where they lie. All bands are in the tables below; `caption_claims` reads them back out of a text.
+Modality, structure and specimen are short canonical phrases, found in the free text of a dataset's meta, the dictionary
+of a meta.json or of a synthetic style; every field of it may be missing.
 """
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from ullsam.data.corpus import Sample
 from ullsam.data.io import renumbered
-from ullsam.data.phrases import (
-    MODALITIES,
-    STRUCTURES,
-    Structure,
-    article,
-    find_modality,
-    find_specimen,
-    find_structure,
-    names_modality,
-    names_structure,
-    without_specimen,
-)
 from ullsam.errors import InputError
 
-if TYPE_CHECKING:
-    from ullsam.data.corpus import Sample
+# ---------------------------------------------------------------- phrases for modality, structure and specimen
 
-__all__ = [
-    "caption",
-    "caption_claims",
-    "check_claims",
-    "contradictions",
-    "count_band",
-    "measure",
-    "names_modality",
-    "names_structure",
-]
+
+@dataclass(frozen=True)
+class Modality:
+    """A canonical name, the patterns that find it in meta and that name it in a text, and a wider name."""
+
+    name: str
+    meta: str
+    text: str
+    wider: str = ""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Singular and plural of a canonical name, the pattern in meta, the pattern that names it in a text."""
+
+    one: str
+    many: str
+    meta: str
+    text: str
+
+
+_SHOT = r"(?:microscop\w+|micrographs?|images?)"  # what follows the kind of microscopy
+_EM = rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b"
+_SCAN, _TRANS = r"(?i:scanning.electron)|\bSEM\b|\bFIB-?SEM\b", r"(?i:transmission.electron)|\b(?:ss)?TEM\b"
+# The first row whose `meta` pattern matches wins: special before general.
+MODALITIES = (
+    Modality("ultrasound", r"(?i)ultraso", r"(?i)\bultraso\w+|\bsonogra\w+"),
+    Modality(
+        "H&E histology",
+        r"(?i)h&e\b|ha?ematoxylin|histo|stained tissue",
+        r"(?i)\bH&E\b|\bha?ematoxylin\b|\bhisto(?:log|path)\w+",
+        "brightfield microscopy",
+    ),
+    Modality("fluorescence microscopy", r"(?i)fluoresc", r"(?i)\bfluorescen\w+"),
+    Modality("phase-contrast microscopy", r"(?i)phase.contrast", r"(?i)\bphase[- ]contrast\b"),
+    Modality(
+        "differential interference contrast microscopy",
+        r"(?i:interference contrast)|\bDIC\b",
+        r"(?i:\binterference contrast\b)|\bDIC\b",
+    ),
+    Modality("brightfield microscopy", r"(?i)bright.?field", r"(?i)\bbright[- ]?field\b"),
+    Modality("electron microscopy", rf"(?s)(?=.*(?:{_SCAN}))(?=.*(?:{_TRANS}))|(?i:scanning transmission)", _EM),
+    Modality("scanning electron microscopy", _SCAN, rf"(?i:\bscanning electron {_SHOT}\b)|\bSEM\b", "electron microscopy"),
+    Modality(
+        "transmission electron microscopy", _TRANS, rf"(?i:\btransmission electron {_SHOT}\b)|\bTEM\b", "electron microscopy"
+    ),
+    Modality("electron microscopy", r"(?i:electron micro)|\bEM\b", _EM),
+    Modality("computed tomography", r"(?i:computed tomo)|\bCT\b", r"(?i:\bcomputed tomography\b)|\bCT\b"),
+    Modality("magnetic resonance imaging", r"(?i:magnetic reson)|\bMRI?\b", r"(?i:\bmagnetic resonance\b)|\bMRI?\b"),
+    Modality("X-ray imaging", r"(?i)x-?ray|radiogra", r"(?i)\bx-?rays?\b|\bradiogra\w+"),
+    Modality("endoscopy", r"(?i)endoscop|colonoscop", r"(?i)\bendoscop\w+|\bcolonoscop\w+"),
+    Modality("dermoscopy", r"(?i)dermoscop|dermatoscop", r"(?i)\bderm(?:at)?oscop\w+"),
+    Modality("fundus photography", r"(?i)fundus", r"(?i)\bfundus\b"),
+    Modality("computer drawing", r"(?i)computer drawing", r"(?i)\bcomputer drawing\b"),
+)
+STRUCTURES = (
+    Structure("nucleus", "nuclei", r"nucle(us|i\b)", r"\bnucle(?:us|i)\b"),
+    Structure("mitochondrion", "mitochondria", r"mitochondri", r"\bmitochondri(?:on|a)\b"),
+    Structure(
+        "neurite cross-section",
+        "neurite cross-sections",
+        r"neurit|neuronal process",
+        r"\bneurites?\b|\bneuronal processes\b",
+    ),
+    Structure("axon", "axons", r"\baxon", r"\baxons?\b"),
+    Structure("precipitate", "precipitates", r"precipitate", r"\bprecipitates?\b"),
+    Structure("particle", "particles", r"particle", r"\b(?:nano)?particles?\b"),
+    Structure("gland", "glands", r"\bgland|crypt", r"\bglands?\b|\bcrypts?\b"),
+    Structure("lesion", "lesions", r"lesion|tumou?r", r"\blesions?\b|\btumou?rs?\b"),
+    Structure("bacterium", "bacteria", r"bacteri", r"\bbacteri(?:um|a)\b|\bbacterial cells?\b"),
+    Structure("vessel", "vessels", r"\bvessel", r"\b(?:blood )?vessels?\b"),
+    Structure("drawn body", "drawn bodies", r"drawn bod", r"\bdrawn bod(?:y|ies)\b"),
+    Structure("polyp", "polyps", r"polyp", r"\bpolyps?\b"),
+    Structure("cell", "cells", r"\bcells?\b", r"(?<!bacterial )\bcells?\b(?!\s+(?:nucle|culture|smear|membrane|wall|bod))"),
+)
+# pattern in the specimen's free text -> short phrase that follows "in"
+SPECIMENS = (
+    (r"smear", "a cell smear"),
+    (r"bacteri", "a bacterial culture"),
+    (r"(?=.*cultured cells)(?=.*tissue)", "cultured cells and tissue"),
+    (r"(?=.*human)(?=.*(?:cultur|U2OS|HeLa|HEK))", "a human cell culture"),
+    (r"cell culture|cultured cells", "a cell culture"),
+    (r"\brat\b.*spinal cord", "rat spinal cord"),
+    (r"white matter", "white matter"),
+    (r"(?:drosophila|insect).*(?:nerve|brain)", "insect nerve tissue"),
+    (r"nerve tissue|brain|nervous", "nerve tissue"),
+    (r"nickel.*superalloy", "a nickel superalloy"),
+    (r"particulate|particles", "a particulate material"),
+    (r"human.*breast", "human breast tissue"),
+    (r"human.*colon\b", "human colon tissue"),
+    (r"tissue section|stained tissue", "a tissue section"),
+    (r"soft tissue", "soft tissue"),
+)
+_SPECIMEN_TEXT = "|".join(re.escape(phrase) for _, phrase in SPECIMENS)
+_ASIDE = re.compile(rf"(?i)\bin (?:{_SPECIMEN_TEXT})\b|\bof (?:{_SPECIMEN_TEXT})(?= showing| with no)")
+
+
+def _field(meta: dict, key: str) -> str:
+    return str(meta.get(key) or "").strip()
+
+
+def _own_words(text: str) -> str:
+    """The free text without brackets and what follows a comma or semicolon."""
+    return re.split(r"[,;]", re.sub(r"\s*[(\[].*?[)\]]", "", text))[0].strip()
+
+
+def find_modality(meta: dict) -> Modality | None:
+    """The row of MODALITIES of meta's modality; other words make a row of their own, no words None."""
+    text = _field(meta, "modality")
+    known = next((row for row in MODALITIES if re.search(row.meta, text)), None)
+    own = _own_words(text)
+    return known or (Modality(own, "", rf"(?i)(?<!\w){re.escape(own)}(?!\w)") if own else None)
+
+
+def find_structure(meta: dict) -> Structure | None:
+    """The row of STRUCTURES of meta's structure; other words make a row of their own, no words None."""
+    text = _field(meta, "structure")
+    known = next((row for row in STRUCTURES if re.search(row.meta, text, re.IGNORECASE)), None)
+    own = _own_words(text).lower()
+    if known or not own:
+        return known
+    return Structure(own, plural(own), "", rf"(?<!\w)(?:{re.escape(own)}|{re.escape(plural(own))})(?!\w)")
+
+
+def find_specimen(meta: dict) -> str:
+    """A short phrase that follows "in", from the table or meta's own words, "" without any."""
+    text = _field(meta, "specimen")
+    known = next((phrase for pattern, phrase in SPECIMENS if re.search(pattern, text, re.IGNORECASE)), None)
+    return known or _own_words(text)
+
+
+def plural(noun: str) -> str:
+    """The plural of a noun by the regular rules and the Latin -us, -um and -is."""
+    irregular = (("us", "i"), ("um", "a"), ("sis", "ses"), ("ch", "ches"), ("sh", "shes"), ("x", "xes"))
+    for ending, many in irregular:
+        if noun.endswith(ending):
+            return noun[: -len(ending)] + many
+    if noun.endswith("s"):
+        return noun
+    return noun[:-1] + "ies" if re.search(r"[^aeiou]y$", noun) else noun + "s"
+
+
+def article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it, by the sound of its first letter."""
+    vowel = re.match(r"(?i)[aeio]|u(?!ni|se|ti)|(?-i:[FHLMNRSX](?=&|-|[A-Z]))", phrase)
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def without_specimen(text: str) -> str:
+    """The text without the known phrases for where the structures are, such as "in a human cell culture"."""
+    return _ASIDE.sub(" ", text)
+
+
+def names_modality(text: str, meta: dict) -> bool:
+    """Whether a text names the modality of meta, by its phrase or a close synonym.
+
+    A wider name does not count: "electron microscopy" does not name scanning electron microscopy.
+
+    Args:
+        text: any words, such as a caption or an answer.
+        meta: its modality is read; without one nothing can be named and the answer is False.
+    """
+    row = find_modality(meta)
+    return bool(row and re.search(row.text, text))
+
+
+def names_structure(text: str, meta: dict) -> bool:
+    """Whether a text names the structure of meta, singular or plural or by a close synonym.
+
+    Words of a known specimen phrase do not count: "nuclei in a human cell culture" names nuclei, not cells.
+
+    Args:
+        text: any words, such as a caption or an answer.
+        meta: its structure is read; without one nothing can be named and the answer is False.
+    """
+    row = find_structure(meta)
+    return bool(row and re.search(row.text, without_specimen(text), re.IGNORECASE))
+
+
+# ---------------------------------------------------------------- bands: a number and its words
 
 # (smallest count of the band, its words); exact up to ten
 COUNTS = (
-    (0, "no"),
-    (1, "one"),
-    (2, "two"),
-    (3, "three"),
-    (4, "four"),
-    (5, "five"),
-    (6, "six"),
-    (7, "seven"),
-    (8, "eight"),
-    (9, "nine"),
-    (10, "ten"),
+    *enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")),
     (11, "about a dozen"),
     (15, "about twenty"),
     (25, "about thirty"),
@@ -60,8 +210,8 @@ COUNTS = (
     (65, "about eighty"),
     (95, "more than a hundred"),
 )
-# (upper bound, words) of the median equivalent diameter over the image side, the median axis ratio, the share
-# of the image covered, the share of objects that touch another, and the spread of diameters
+# (upper bound, words) of the median equivalent diameter over the image side, the median axis ratio, the fraction
+# of the image covered, the fraction of objects that touch another, and the spread of diameters
 SIZES = ((0.04, "tiny"), (0.09, "small"), (0.18, "medium-sized"), (0.4, "large"), (np.inf, "very large"))
 SHAPES = ((1.3, "round"), (2.0, "oval"), (np.inf, "elongated"))
 COVERS = (
@@ -80,7 +230,7 @@ TOUCHES = (
     (np.inf, "all of them touch"),
 )
 SPREADS = ((0.35, "their sizes are similar"), (0.8, "their sizes vary"), (np.inf, "their sizes vary widely"))
-PLACES = {
+LOCATIONS = {
     "left": "on the left",
     "right": "on the right",
     "top": "at the top",
@@ -94,7 +244,7 @@ CONTRASTS = {
     "darker": "darker than the background",
     "similar": "about as bright as the background",
 }
-SIDED = 0.85  # the share of objects on one side, or in the centre, that makes it the place
+SIDED = 0.85  # the fraction of objects on one side, or in the centre, that makes it the location
 CONTRAST = 0.5  # standard deviations of gray between objects and background that count as brighter or darker
 
 
@@ -119,32 +269,25 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
 
     Returns:
         count; diameter and diameter_spread: median over the image's side (the square root of H * W) and
-        (84th - 16th percentile) / median of the diameters of circles of equal area; covered: share of the
-        image; location: the best key of PLACES, and locations: all keys that are true; contrast: a key of
-        CONTRASTS; elongation: median ratio of the principal axes; touching: share of instances that touch
+        (84th - 16th percentile) / median of the diameters of circles of equal area; covered: fraction of the
+        image; location: the best key of LOCATIONS, and locations: all keys that are true; contrast: a key of
+        CONTRASTS; elongation: median ratio of the principal axes; touching: fraction of instances that touch
         another.
         Without instances location and contrast are None.
 
     Raises:
         InputError: image and labels differ in size, or labels are not integers.
     """
-    _check(image, labels)
+    if labels.ndim != 2 or image.shape[:2] != labels.shape:
+        raise InputError(f"image has shape {image.shape} but labels {labels.shape}; give labels of the image's size.")
+    if labels.dtype.kind not in "iub":
+        raise InputError(f"labels are {labels.dtype}; give whole numbers, 0 for background.")
     ids, n = _consecutive(labels)
     if n == 0:
-        return {
-            "count": 0,
-            "diameter": 0.0,
-            "diameter_spread": 0.0,
-            "covered": 0.0,
-            "location": None,
-            "locations": (),
-            "contrast": None,
-            "elongation": 0.0,
-            "touching": 0.0,
-        }
+        zeros = dict.fromkeys(("count", "diameter", "diameter_spread", "covered", "elongation", "touching"), 0)
+        return {**zeros, "location": None, "locations": (), "contrast": None}
     area, centre, elongation = _moments(ids, n)
-    diameter = 2 * np.sqrt(area / np.pi) / np.sqrt(ids.size)
-    low, median, high = np.percentile(diameter, (16, 50, 84))
+    low, median, high = np.percentile(2 * np.sqrt(area / np.pi) / np.sqrt(ids.size), (16, 50, 84))
     locations = _locations(centre)
     return {
         "count": n,
@@ -159,13 +302,6 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
     }
 
 
-def _check(image: np.ndarray, labels: np.ndarray) -> None:
-    if labels.ndim != 2 or image.shape[:2] != labels.shape:
-        raise InputError(f"image has shape {image.shape} but labels {labels.shape}; give labels of the image's size.")
-    if labels.dtype.kind not in "iub":
-        raise InputError(f"labels are {labels.dtype}; give whole numbers, 0 for background.")
-
-
 def _consecutive(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels with ids 1..n, int64, and n."""
     ids = np.maximum(labels.astype(np.int64), 0)
@@ -177,7 +313,7 @@ def _consecutive(labels: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _moments(ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Area (n,) in pixels, centre (n, 2) as shares of width and height, ratio of the principal axes (n,)."""
+    """Area (n,) in pixels, centre (n, 2) as fractions of width and height, ratio of the principal axes (n,)."""
     y, x = np.nonzero(ids)
     owner = ids[y, x] - 1
 
@@ -194,7 +330,7 @@ def _moments(ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _locations(centre: np.ndarray) -> tuple[str, ...]:
-    """All keys of PLACES that hold for centres (n, 2) in 0..1, the best one first."""
+    """All keys of LOCATIONS that hold for centres (n, 2) in 0..1, the best one first."""
     x, y = centre.T
     sides = {"left": x < 0.5, "right": x > 0.5, "top": y < 0.5, "bottom": y > 0.5}
     away = {"left": 0.5 - x, "right": x - 0.5, "top": 0.5 - y, "bottom": y - 0.5}
@@ -220,7 +356,7 @@ def _contrast(image: np.ndarray, ids: np.ndarray) -> str:
 
 
 def _touching(ids: np.ndarray, n: int) -> float:
-    """Share of the n instances that have a pixel of another among the eight around one of their own."""
+    """Fraction of the n instances that have a pixel of another among the eight around one of their own."""
     touches = np.zeros(n + 1, bool)
     for a, b in ((ids[1:], ids[:-1]), (ids[:, 1:], ids[:, :-1]), (ids[1:, 1:], ids[:-1, :-1]), (ids[1:, :-1], ids[:-1, 1:])):
         meet = (a != b) & (a > 0) & (b > 0)
@@ -231,7 +367,7 @@ def _touching(ids: np.ndarray, n: int) -> float:
 # ---------------------------------------------------------------- writing
 
 
-def caption(sample: "Sample", rng: np.random.Generator) -> str:
+def caption(sample: Sample, rng: np.random.Generator) -> str:
     """Write two or three short sentences about one image, true to its metadata and masks.
 
     Args:
@@ -243,14 +379,12 @@ def caption(sample: "Sample", rng: np.random.Generator) -> str:
     """
     facts = measure(sample.image, sample.labels)
     structure = find_structure(sample.meta) or Structure("object", "objects", "", "")
-    first = _opening(sample.meta, structure, facts["count"], rng)
+    sentences = [_opening(sample.meta, structure, facts["count"], rng)]
     if facts["count"] == 0:
-        return f"{first} Only background is visible."
-    return " ".join((first, _amounts(structure, facts, rng), _arrangement(facts, rng)))
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+        sentences.append("only background is visible.")
+    else:
+        sentences += [_amounts(structure, facts, rng), _arrangement(facts, rng)]
+    return " ".join(text[0].upper() + text[1:] for text in sentences)
 
 
 def _pick(options: list[str], rng: np.random.Generator) -> str:
@@ -261,19 +395,19 @@ def _opening(meta: dict, structure: Structure, count: int, rng: np.random.Genera
     """The first sentence: modality, structure and specimen."""
     row, specimen = find_modality(meta), find_specimen(meta)
     modality = row.name if row else "microscopy"
-    things, place = structure.many, f" in {specimen}" if specimen else ""
+    things, where = structure.many, f" in {specimen}" if specimen else ""
     if count == 0:
-        return f"{_capital(article(modality))} image{f' of {specimen}' if specimen else ''} with no {things}."
+        return f"{article(modality)} image{f' of {specimen}' if specimen else ''} with no {things}."
     if count == 1:
         things = article(structure.one)
     options = [
-        f"{article(modality)} image of {things}{place}.",
-        f"this is {article(modality)} image of {things}{place}.",
-        f"this {modality} image shows {things}{place}.",
-        f"{things}{place}, seen by {modality}.",
+        f"{article(modality)} image of {things}{where}.",
+        f"this is {article(modality)} image of {things}{where}.",
+        f"this {modality} image shows {things}{where}.",
+        f"{things}{where}, seen by {modality}.",
         f"{modality} of {specimen} showing {things}." if specimen else f"{modality} showing {things}.",
     ]
-    return _capital(_pick(options, rng))
+    return _pick(options, rng)
 
 
 def _amounts(structure: Structure, facts: dict, rng: np.random.Generator) -> str:
@@ -288,56 +422,27 @@ def _amounts(structure: Structure, facts: dict, rng: np.random.Generator) -> str
         f"the view holds {words} {noun}, {contrast}.",
         f"{words} {noun} {verb} visible, {contrast}.",
     ]
-    return _capital(_pick(options, rng))
+    return _pick(options, rng)
 
 
 def _arrangement(facts: dict, rng: np.random.Generator) -> str:
     """The third sentence: where, how much of the image, and either touching or the spread of sizes."""
-    place, cover = PLACES[facts["location"]], _band(facts["covered"], COVERS)
+    where, cover = LOCATIONS[facts["location"]], _band(facts["covered"], COVERS)
     one = facts["count"] == 1
     they, be, lie, fill = ("it", "is", "lies", "covers") if one else ("they", "are", "lie", "cover")
     options = [
-        f"{they} {be} {place} and {fill} {cover} of the image",
-        f"{they} {lie} {place}, covering {cover} of the image",
-        f"{they} {fill} {cover} of the image and {be} {place}",
+        f"{they} {be} {where} and {fill} {cover} of the image",
+        f"{they} {lie} {where}, covering {cover} of the image",
+        f"{they} {fill} {cover} of the image and {be} {where}",
     ]
     detail = [_band(facts["touching"], TOUCHES)]
     if facts["count"] >= 3:
         detail.append(_band(facts["diameter_spread"], SPREADS))
     ending = "" if one else f"; {_pick(detail, rng)}"
-    return f"{_capital(_pick(options, rng))}{ending}."
+    return f"{_pick(options, rng)}{ending}."
 
 
 # ---------------------------------------------------------------- reading back
-
-
-def _first(text: str, phrases: dict[str, str]) -> str | None:
-    """The key whose pattern occurs first in the text."""
-    hits = {key: re.search(pattern, text) for key, pattern in phrases.items()}
-    return min((key for key in hits if hits[key]), key=lambda key: hits[key].start(), default=None)
-
-
-def _claimed_modality(text: str) -> str | None:
-    """The most special modality that the text names first."""
-    wider = {row.wider for row in MODALITIES if row.wider and re.search(row.text, text)}
-    return _first(text, {row.name: row.text for row in MODALITIES if row.name not in wider})
-
-
-def _claimed_structure(text: str) -> str | None:
-    """The plural of the structure that the text names most often, the earlier one of equals."""
-    plain = without_specimen(text)
-    named = {row.many: list(re.finditer(row.text, plain, re.IGNORECASE)) for row in STRUCTURES}
-    found = [many for many in named if named[many]]
-    return min(found, key=lambda many: (-len(named[many]), named[many][0].start()), default=None)
-
-
-def _claimed_count(text: str) -> str | None:
-    """The first count, in words or digits, as words of COUNTS."""
-    words = sorted((words for _, words in COUNTS), key=len, reverse=True)
-    hit = re.search(rf"(?i)\b(?:({'|'.join(words)})|(\d{{1,6}}))\b(?! ?%)", text)
-    if hit is None:
-        return None
-    return hit[1].lower() if hit[1] else count_band(int(hit[2]))
 
 
 def caption_claims(text: str) -> dict:
@@ -348,54 +453,60 @@ def caption_claims(text: str) -> dict:
 
     Returns:
         modality: a name of MODALITIES; structure: a plural of STRUCTURES; count: words of COUNTS; location: a
-        key of PLACES; contrast: a key of CONTRASTS. None where the text makes no such claim.
+        key of LOCATIONS; contrast: a key of CONTRASTS. None where the text makes no such claim.
     """
-    places = {key: rf"(?i)\b{phrase.removesuffix(' over the view')}\b" for key, phrase in PLACES.items()}
+    # the most special modality that is named first
+    wider = {row.wider for row in MODALITIES if row.wider and re.search(row.text, text)}
+    modalities = {row.name: row.text for row in MODALITIES if row.name not in wider}
+    # the structure that is named most often, the earlier one of equals
+    plain = without_specimen(text)
+    named = {row.many: list(re.finditer(row.text, plain, re.IGNORECASE)) for row in STRUCTURES}
+    structures = [many for many in named if named[many]]
+    # the first count, in words or digits
+    words = sorted((words for _, words in COUNTS), key=len, reverse=True)
+    count = re.search(rf"(?i)\b(?:({'|'.join(words)})|(\d{{1,6}}))\b(?! ?%)", text)
+    places = {key: rf"(?i)\b{phrase.removesuffix(' over the view')}\b" for key, phrase in LOCATIONS.items()}
     tones = {key: rf"(?i)\b{phrase.removesuffix(' the background')}\b" for key, phrase in CONTRASTS.items()}
     return {
-        "modality": _claimed_modality(text),
-        "structure": _claimed_structure(text),
-        "count": _claimed_count(text),
+        "modality": _first(text, modalities),
+        "structure": min(structures, key=lambda many: (-len(named[many]), named[many][0].start()), default=None),
+        "count": count and (count[1].lower() if count[1] else count_band(int(count[2]))),
         "location": _first(text, places),
         "contrast": _first(text, tones),
     }
 
 
-def check_claims(text: str, sample: "Sample") -> dict[str, bool | None]:
+def _first(text: str, patterns: dict[str, str]) -> str | None:
+    """The key whose pattern occurs first in the text."""
+    hits = {key: re.search(pattern, text) for key, pattern in patterns.items()}
+    return min((key for key in hits if hits[key]), key=lambda key: hits[key].start(), default=None)
+
+
+def check_claims(text: str, sample: Sample) -> dict[str, bool | None]:
     """Compare the claims of a caption, or of a model's attempt at one, with the ground truth of its image.
 
-    A wider name ("electron microscopy" of a scanning electron micrograph) and each of several places that hold are right.
+    A wider name ("electron microscopy" of a scanning electron micrograph), the special names that a plain "electron
+    microscopy" leaves open, and each of several locations that hold are right.
 
     Returns:
         For each key of `caption_claims` whether the claim is right; None without such a claim, or where the truth
         cannot decide it, such as a modality where meta has none.
     """
-    modality, structure = find_modality(sample.meta), find_structure(sample.meta)
-    claims = caption_claims(_drop(text, find_specimen(sample.meta)))
+    modality, structure, specimen = find_modality(sample.meta), find_structure(sample.meta), find_specimen(sample.meta)
+    # words of the specimen's phrase claim nothing about the structures
+    claims = caption_claims(re.sub(rf"(?i)(?<!\w){re.escape(specimen)}(?!\w)", " ", text) if specimen else text)
     facts = measure(sample.image, sample.labels)
     if structure not in STRUCTURES and names_structure(text, sample.meta):
         claims["structure"] = structure.many
-    true = {
-        "modality": _compatible(modality.name) if modality else None,
-        "structure": {structure.many} if structure else None,
-        "count": {count_band(facts["count"])},
-        "location": set(facts["locations"]),
-        "contrast": {facts["contrast"]},
-    }
-    return {key: claim in true[key] if claim and true[key] is not None else None for key, claim in claims.items()}
+    true = {"count": {count_band(facts["count"])}, "location": facts["locations"], "contrast": {facts["contrast"]}}
+    if structure:
+        true["structure"] = {structure.many}
+    if modality:
+        special = {row.name for row in MODALITIES if row.name.endswith(f" {modality.name}")}
+        true["modality"] = special | {row.wider for row in MODALITIES if row.name == modality.name} | {modality.name}
+    return {key: claim in true[key] if claim and key in true else None for key, claim in claims.items()}
 
 
-def contradictions(text: str, sample: "Sample") -> list[str]:
+def contradictions(text: str, sample: Sample) -> list[str]:
     """The claims of a caption that are wrong by `check_claims`, in its order."""
     return [key for key, right in check_claims(text, sample).items() if right is False]
-
-
-def _drop(text: str, specimen: str) -> str:
-    """The text without one specimen phrase, whose words claim nothing about the structures."""
-    return re.sub(rf"(?i)(?<!\w){re.escape(specimen)}(?!\w)", " ", text) if specimen else text
-
-
-def _compatible(modality: str) -> set[str]:
-    """The modality itself, its wider name, and the kinds that a plain "electron microscopy" leaves open."""
-    wider = {row.wider for row in MODALITIES if row.name == modality and row.wider}
-    return {modality} | wider | {row.name for row in MODALITIES if row.name.endswith(f" {modality}")}

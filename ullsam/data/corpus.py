@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ullsam.data.io import IMAGE_SUFFIXES, read_image, read_labels, to_rgb8
+from ullsam.data.io import IMAGE_SUFFIXES, read_image, read_labels, read_lines, to_rgb8
 from ullsam.errors import InputError
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Corpus:
         self.meta = _read_meta(self.folder / "meta.json")
         self.name = str(self.meta.get("name", self.folder.resolve().name))
         self.captions = _read_captions(self.folder / "captions.jsonl")
-        self.records = [self._record(row) for row in self._rows()]
+        self.records = [self._record(row) for row in _read_table(self.folder)]
         if not self.records:
             raise InputError(f"{self.folder} has no images; put png, jpg, tif or bmp files in images/.")
 
@@ -105,37 +105,23 @@ class Corpus:
             )
         labels = read_labels(record.mask_path)
         if labels.shape != image.shape[:2]:
+            size, mask_size = (f"{array.shape[1]} x {array.shape[0]}" for array in (image, labels))
             raise InputError(
-                f"{record.mask_path} has {_size(labels)} pixels but {record.image_path} has "
-                f"{_size(image)}; make both the same size."
+                f"{record.mask_path} has {mask_size} pixels but {record.image_path} has {size}; make both the same size."
             )
         facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
         if record.file in self.captions:
             facts["caption"] = self.captions[record.file]
         return Sample(image, labels, {**self.meta, **facts}, f"{self.name}/{Path(record.file).stem}")
 
-    def _rows(self) -> list[dict]:
-        table = self.folder / "images.csv"
-        if table.is_file():
-            return _read_table(table)
-        files = sorted((self.folder / "images").iterdir())
-        return [{"file": f.name} for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
-
     def _record(self, row: dict) -> Record:
-        file = row["file"]
-        paths = self.folder / "images" / file, _mask_path(self.folder / "masks", file)
-        return Record(file, row.get("source_id") or None, row.get("split") or None, *paths)
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"
-
-
-def _mask_path(folder: Path, file: str) -> Path:
-    """The mask of the image's name, or of its stem as png or tif (an image may be a jpg, a mask never is)."""
-    stem = Path(file).stem
-    options = [folder / file, folder / f"{stem}.png", folder / f"{stem}.tif", folder / f"{stem}.tiff"]
-    return next((path for path in options if path.is_file()), options[0])
+        """The mask has the image's name, or its stem as png or tif (an image may be a jpg, a mask never is)."""
+        file, images, masks = row["file"], self.folder / "images", self.folder / "masks"
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise InputError(f"{self.folder / 'images.csv'} names {file}, which is outside images/; put the image there.")
+        names = (file, *(f"{Path(file).stem}{suffix}" for suffix in (".png", ".tif", ".tiff")))
+        mask = next((masks / name for name in names if (masks / name).is_file()), masks / file)
+        return Record(file, row.get("source_id") or None, row.get("split") or None, images / file, mask)
 
 
 def _read_meta(path: Path) -> dict:
@@ -151,18 +137,18 @@ def _read_meta(path: Path) -> dict:
 
 
 def _read_captions(path: Path) -> dict[str, str]:
-    """Caption by file name; a last line that is still being written does not count."""
-    if not path.is_file():
-        return {}
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     try:
-        rows = [json.loads(line) for line in whole.split("\n") if line]
-        return {row["file"]: str(row["caption"]) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} has a line without a file and its caption ({error}); correct or remove it.") from error
+        return {row["file"]: str(row["caption"]) for row in read_lines(path)}
+    except KeyError as error:
+        raise InputError(f"{path} has a line without {error}; give each line a file and its caption.") from error
 
 
-def _read_table(path: Path) -> list[dict]:
+def _read_table(folder: Path) -> list[dict]:
+    """The rows of images.csv, or all files of images/ where there is none."""
+    path = folder / "images.csv"
+    if not path.is_file():
+        files = sorted((folder / "images").iterdir())
+        return [{"file": f.name} for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))

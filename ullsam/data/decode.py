@@ -1,17 +1,23 @@
 """Turn the bytes of an image file into an array, or say in one sentence why that cannot be done."""
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 if TYPE_CHECKING:
-    from tifffile import TiffPageSeries
+    from tifffile import TiffFile, TiffPageSeries
+
+Result = TypeVar("Result")
 
 MAX_PIXELS = 400_000_000
 MAX_CHANNELS = 5
@@ -61,21 +67,20 @@ def _read_bytes(path: Path, count: int = -1) -> bytes:
     return data
 
 
-def _guarded(path: Path, decoder: Callable[[], np.ndarray | None]) -> np.ndarray:
+def _guarded(path: Path, decoder: Callable[[], Result | None]) -> Result:
     """Run a decoder; a damaged file makes decoders fail in many ways, all mean the same to the user."""
     try:
-        array = decoder()
+        result = decoder()
     except InputError:
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} is damaged or in an unknown variant ({first_line.rstrip('.')}); "
+            f"{path} is damaged or in an unknown variant ({reason(error).rstrip('.')}); "
             "open it in Fiji and save it as png or tif."
         ) from error
-    if array is None:
+    if result is None:
         raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.")
-    return array
+    return result
 
 
 def _decode_cv2(data: bytes) -> np.ndarray | None:
@@ -106,11 +111,58 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
-    """Read one page; all series of the file are counted through, in order."""
+@contextmanager
+def open_tiff(path: str | Path) -> Iterator[TiffFile]:
+    """A tif for reading, together with the other files of its set only where all of these lie in its own folder.
+
+    An OME-TIFF may name any file of this machine as a part of itself, and tifffile would open it. Where a part lies
+    elsewhere, behind a link or nowhere, the tif is read as if it stood alone.
+
+    Raises:
+        InputError: an index of Micro-Manager beside the tif names files elsewhere.
+    """
     import tifffile
 
-    with tifffile.TiffFile(path) as tif:
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        folder = Path(tif.filehandle.path).resolve().parent
+        try:
+            xml = ElementTree.fromstring(tif.ome_metadata) if tif.is_ome else ()
+        except ElementTree.ParseError:
+            xml = ()
+        names = [part.get("FileName") for element in xml for part in element.iter() if part.get("FileName") is not None]
+        tif._multifile = bool(names) and all(_is_beside(name, folder) for name in names)
+        index = folder / "NDTiff.index"
+        if tif.is_ndtiff and index.exists():
+            names = [index.name, *(entry[1] for entry in tifffile.tifffile.read_ndtiff_index(index))]
+            if not all(_is_beside(name, folder) for name in names):
+                raise InputError(f"{path}: its {index.name} names files outside its folder; copy the whole set into one.")
+        yield tif
+
+
+def _is_beside(name: str, folder: Path) -> bool:
+    """A regular file of this name lies in the folder itself, not behind a link."""
+    place = (folder / name).resolve()
+    return place.parent == folder and place.is_file()
+
+
+def count_pages(path: str | Path) -> int:
+    """Number of pages of an image file: those of a tif, 1 for other formats.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+
+    def count() -> int:
+        with open_tiff(path) as tif:
+            return sum(count_series_pages(series) for series in tif.series)
+
+    path = Path(path)
+    return _guarded(path, count) if _read_bytes(path, 4) in _TIFF_STARTS else 1
+
+
+def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
+    """Read one page; all series of the file are counted through, in order."""
+    with open_tiff(path) as tif:
         counts = [count_series_pages(series) for series in tif.series]
         total = sum(counts)
         if not 0 <= page < total:
@@ -126,38 +178,59 @@ def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
     return array
 
 
-def _tiff_axes(series: "TiffPageSeries") -> str:
+def _tiff_axes(series: TiffPageSeries) -> str:
     """The axes of a series, with a short unnamed last axis recognised as channels."""
     axes = series.axes
     return axes[:-3] + "YXS" if axes.endswith("QYX") and series.shape[-1] <= MAX_CHANNELS else axes
 
 
-def count_series_pages(series: "TiffPageSeries") -> int:
+def count_series_pages(series: TiffPageSeries) -> int:
+    """Number of pages, each with all of its channels."""
     sizes = zip(_tiff_axes(series), series.shape, strict=True)
     return int(np.prod([n for axis, n in sizes if axis not in "YXSC"]))
 
 
-def _series_page(series: "TiffPageSeries", index: int, path: Path) -> np.ndarray:
+def _series_page(series: TiffPageSeries, index: int, path: Path) -> np.ndarray:
     """One (H, W) or (H, W, C) page of a series, without reading the others where the file allows it."""
     axes = _tiff_axes(series)
-    check_pixels(tuple(series.shape[axes.index(a)] for a in "YX"), path)
-    if len(series.pages) == count_series_pages(series) and axes.endswith(series.keyframe.axes):
-        axes, array = series.keyframe.axes, series.pages[index].asarray()
+    sizes = dict(zip(axes, series.shape, strict=True))
+    check_pixels((sizes["Y"], sizes["X"]), path)
+    check_channels(sizes.get("S", 1) * sizes.get("C", 1), str(path))
+    order = sorted(range(len(axes)), key=lambda i: axes[i] in "YXSC")  # stacks first, the plane last
+    plane = "".join(axes[i] for i in order if axes[i] in "YXSC")
+    stored = series.keyframe.axes  # of one page as the file has it
+    leading = len(axes) - len(stored)
+    if axes.endswith(stored) and len(series.pages) == np.prod(series.shape[:leading], dtype=int):
+        numbers = np.arange(len(series.pages)).reshape(series.shape[:leading])
+        numbers = numbers.transpose([i for i in order if i < leading])  # (Z, ..., C)
+        wanted = numbers.reshape(count_series_pages(series), -1)[index]  # one for each channel
+        pages = [series.pages[i] for i in wanted.tolist()]
+        if any(page is None for page in pages):
+            raise InputError(f"{path} lacks a part of page {index}; copy the whole file again.")
+        for page in pages:
+            page.parent.filehandle.open()  # that of another file of the set is closed; else this does nothing
+        array = np.stack([page.asarray() for page in pages]) if "C" in axes[:leading] else pages[0].asarray()
+        axes = "C" * ("C" in axes[:leading]) + stored
     else:
-        order = sorted(range(len(axes)), key=lambda i: axes[i] in "YXSC")  # stacks first, the plane last
         array = series.asarray().transpose(order)
-        axes = "".join(axes[i] for i in order if axes[i] in "YXSC")
-        array = array.reshape(-1, *array.shape[array.ndim - len(axes) :])[index]  # (Z,...,plane) -> plane
+        array, axes = array.reshape(-1, *array.shape[array.ndim - len(plane) :])[index], plane  # (Z,...,plane) -> plane
     channel = next((i for i, axis in enumerate(axes) if axis in "SC"), None)
     return array if channel is None else np.moveaxis(array, channel, -1)
 
 
 def check_pixels(size: tuple[int, int], path: str | Path) -> None:
+    """Refuse a picture that is too large, by its height and width."""
     if size[0] * size[1] > MAX_PIXELS:
         raise InputError(
             f"{path} has {size[1]} x {size[0]} pixels, over the limit of "
             f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller."
         )
+
+
+def check_channels(count: int, name: str) -> None:
+    """Refuse more channels than a model here can use."""
+    if not 1 <= count <= MAX_CHANNELS:
+        raise InputError(f"{name} has {count} channels; use 1 to {MAX_CHANNELS}, or give one page of a stack.")
 
 
 def check_shape(array: np.ndarray, name: str) -> None:
@@ -166,8 +239,7 @@ def check_shape(array: np.ndarray, name: str) -> None:
         raise InputError(f"{name} has shape {array.shape}; give one (H, W) or (H, W, C) image.")
     if min(array.shape[:2]) < 2:
         raise InputError(f"{name} is {array.shape[1]} x {array.shape[0]} pixels; give sides of 2 or more.")
-    if array.ndim == 3 and not 1 <= array.shape[2] <= MAX_CHANNELS:
-        raise InputError(f"{name} has {array.shape[2]} channels; use 1 to {MAX_CHANNELS}, or give one page of a stack.")
+    check_channels(array.shape[2] if array.ndim == 3 else 1, name)
     check_pixels(array.shape[:2], name)
 
 

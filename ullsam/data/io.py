@@ -1,23 +1,21 @@
-"""Read any microscopy image or label image, and go to a model's square input and back.
+"""Read any microscopy image or label image, and go to a model's square input and back; rows of jsonl files.
 
 Points are (x, y) in pixels; the integer pixel (x, y) is array[y, x] and its centre has integer coordinates.
 """
 
 import io
+import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import torch
 
 from ullsam.data.decode import MAX_CHANNELS, check_numbers, check_shape, decode
 from ullsam.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
+from ullsam.files import whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -62,6 +60,7 @@ def read_labels(path: str | Path) -> np.ndarray:
 
 
 def as_labels(array: np.ndarray, name: str) -> np.ndarray:
+    """Integers or bools as int32 ids; `name` is what an InputError calls an array that holds anything else."""
     if array.dtype.kind not in "bui":
         raise InputError(f"{name} holds {array.dtype} values, labels are integers; round and convert them.")
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int32).max):
@@ -71,8 +70,8 @@ def as_labels(array: np.ndarray, name: str) -> np.ndarray:
 
 def renumbered(labels: np.ndarray) -> np.ndarray:
     """The same instances as 1, 2, ... in the order of their ids, none negative; 0 stays the background. Any shape."""
-    ids, places = np.unique(labels, return_inverse=True)
-    return places.reshape(labels.shape) + int(not (ids == 0).any())
+    ids, order = np.unique(labels, return_inverse=True)
+    return order.reshape(labels.shape) + int(not (ids == 0).any())
 
 
 def write_labels(path: str | Path, labels: np.ndarray) -> None:
@@ -91,8 +90,18 @@ def write_labels(path: str | Path, labels: np.ndarray) -> None:
     check_shape(labels, "labels")
     labels = as_labels(labels, "labels")
     wide = labels.max() > np.iinfo(np.uint16).max
-    content = _encode_labels(path, labels.astype(np.uint32 if wide else np.uint16))
-    write_atomic(path, content)
+    labels, suffix = labels.astype(np.uint32 if wide else np.uint16), path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        import tifffile
+
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, labels, compression="zlib", photometric="minisblack")
+        return write_atomic(path, buffer.getvalue())
+    if suffix != ".png":
+        raise InputError(f"{path} does not end in .png, .tif or .tiff; labels are written in these formats.")
+    if wide:
+        raise InputError(f"{path} cannot hold id {labels.max()}, a png has 16 bits; use the suffix .tif.")
+    write_atomic(path, png(labels))
 
 
 def png(image: np.ndarray) -> bytes:
@@ -100,33 +109,50 @@ def png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
 
 
-def _encode_labels(path: Path, labels: np.ndarray) -> bytes:
-    suffix = path.suffix.lower()
-    if suffix in (".tif", ".tiff"):
-        import tifffile
-
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, labels, compression="zlib", photometric="minisblack")
-        return buffer.getvalue()
-    if suffix != ".png":
-        raise InputError(f"{path} does not end in .png, .tif or .tiff; labels are written in these formats.")
-    if labels.dtype != np.uint16:
-        raise InputError(f"{path} cannot hold id {labels.max()}, a png has 16 bits; use the suffix .tif.")
-    return png(labels)
-
-
 def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file in one step, see `ullsam.files.whole`, into a folder that exists."""
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; create it first.")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
+def read_lines(path: Path, mend: bool = False) -> list[dict]:
+    """The rows of a jsonl file, none if it is missing; a last line that is not complete does not count.
+
+    Args:
+        path: the file.
+        mend: also removes such a line, whose writer was stopped within it, from the file, so that rows can be added.
+
+    Raises:
+        InputError: another line is not a JSON object.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    complete = content[: content.rfind(b"\n") + 1]
+    if mend and len(complete) < len(content):
+        os.truncate(path, len(complete))
+    rows = []
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
+        try:
+            rows.append({**json.loads(line)})
+        except (ValueError, TypeError) as error:
+            raise InputError(f"Line {number} of {path} is not valid JSON ({error}); correct or remove it.") from error
+    return rows
+
+
+def append_line(file, row: dict) -> None:
+    """Add one row to an open jsonl file, at once on the disk; a full disk is an InputError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{file.name} could not be written ({error.strerror}); free some space and run again.") from error
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """True where the three channels of an RGB image are equal."""
+    return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
 
 
 def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
@@ -152,10 +178,8 @@ def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
     check_shape(image, name)
     check_numbers(image, name)
     channels = [_stretch(c) for c in (np.moveaxis(image, -1, 0)[:3] if image.ndim == 3 else image[None])]
-    if len(channels) == 1:
-        channels = channels * 3
-    if len(channels) == 2:
-        channels.append(np.zeros_like(channels[0]))
+    if len(channels) < 3:
+        channels = channels * 3 if len(channels) == 1 else [*channels, np.zeros_like(channels[0])]
     return np.stack(channels, axis=-1)  # 3 x (H,W) -> (H,W,3)
 
 
@@ -259,7 +283,7 @@ def to_square(image: np.ndarray, size: int, placement: str = "corner") -> tuple[
     return cv2.resize(padded, (size, size), interpolation=method), square
 
 
-def from_square(logits: "torch.Tensor", square: Square) -> "torch.Tensor":
+def from_square(logits: torch.Tensor, square: Square) -> torch.Tensor:
     """Bring low-resolution mask logits back to the image's own grid.
 
     Args:
@@ -269,10 +293,8 @@ def from_square(logits: "torch.Tensor", square: Square) -> "torch.Tensor":
     Returns:
         float (I, H, W), bilinear, without the padding.
     """
-    import torch.nn.functional as F
-
     x0, y0 = square.offset
     if logits.shape[0] == 0:
         return logits.new_empty((0, square.height, square.width))
-    full = F.interpolate(logits[None], (square.side, square.side), mode="bilinear", align_corners=False)[0]
+    full = torch.nn.functional.interpolate(logits[None], (square.side, square.side), mode="bilinear", align_corners=False)[0]
     return full[:, y0 : y0 + square.height, x0 : x0 + square.width]  # (I,side,side) -> (I,H,W)

@@ -1,23 +1,30 @@
-"""A small question set in MicroVQA's layout about synthetic images, with answers that are true by construction.
+"""Questions in MicroVQA's layout: a small set about synthetic images, and sets on disk and on the Hugging Face hub.
 
 Tasks as in MicroVQA: 1 expert visual understanding (V), 2 hypothesis generation (H), 3 experiment proposal (E).
-The questions have that shape, but not its difficulty: each answer follows from how the image was made.
-Source: MicroVQA (Burgess et al. 2025) for the columns.
+The synthetic questions have that shape, but not its difficulty: each answer follows from how the image was made.
+Source: MicroVQA (Burgess et al. 2025) for the columns; `jmhb/microvqa` on the hub.
 """
 
+from __future__ import annotations
+
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.captions import measure
+from ullsam.data.captions import find_modality, find_structure, measure
 from ullsam.data.corpus import Sample
-from ullsam.data.phrases import find_modality, find_structure
+from ullsam.data.io import png, to_rgb8
 from ullsam.data.synthetic import PICTURES, generate
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
+from ullsam.files import whole
 
 TASKS = {1: "perception", 2: "hypothesis_gen", 3: "experiment_proposal"}
 MOST_CHOICES = 5
+COLUMNS = ("key_question", "key_image", "question", "choices", "correct_index", "images_list", "task")
+FILE = "test-00000-of-00001.parquet"
 
 
 @dataclass(frozen=True)
@@ -62,63 +69,53 @@ INSTRUMENTS = {
 }
 # (smallest value of the band, its words)
 COUNTS = ((1, "one to three"), (4, "four to ten"), (11, "eleven to thirty"), (31, "more than thirty"))
-SHARES = (
+AREA_FRACTIONS = (
     (0.0, "less than a tenth"),
     (0.1, "a tenth to a third"),
     (1 / 3, "a third to two thirds"),
     (2 / 3, "more than two thirds"),
 )
 HALVES = ("the left half", "the right half", "the top half", "the bottom half", "no half holds that many")
-CLEAR = 0.05  # a share nearer than this to the edge of a band gives no question
-MOST, NOT_MOST = 0.7, 0.6  # shares of objects in a half that do and that do not make it the answer
+CLEAR = 0.05  # a fraction nearer than this to the edge of a band gives no question
+MOST, NOT_MOST = 0.7, 0.6  # fractions of objects in a half that do and that do not make it the answer
 
 Draft = tuple[str, list[str]]  # the question, and its choices with the true one first
 
 
-def _modality(sample: Sample) -> str:
-    return find_modality(sample.meta).name
+def _modality(meta: dict) -> str:
+    return find_modality(meta).name
 
 
-def _structures(sample: Sample) -> str:
-    return find_structure(sample.meta).many
+def _structures(meta: dict) -> str:
+    return find_structure(meta).many
 
 
-def _beside(true: str, names: Sequence[str], conflicts: Sequence[set] = CONFLICTS) -> list[str]:
-    """The names that are certainly wrong where `true` is right."""
-    return [n for n in dict.fromkeys(names) if n != true and not any({n, true} <= group for group in conflicts)]
+def _with_wrong(true: str, name: Callable[[dict], str], conflicts: Sequence[set] = CONFLICTS) -> list[str]:
+    """The true name first, then what `name` says of the other synthetic styles, where that is certainly wrong."""
+    names = dict.fromkeys(name(style.meta) for style in PICTURES.values())
+    return [true, *(n for n in names if n != true and not any({n, true} <= group for group in conflicts))]
 
 
-def _metas(name: Callable[[Sample], str]) -> list[str]:
-    """What all synthetic styles are, by one of the functions above."""
-    return [name(Sample(None, None, style.meta)) for style in PICTURES.values()]
-
-
-def _others(bands: Sequence, true: str) -> list[str]:
-    """The words of a table of bands, the true one first."""
+def _with_bands(value: float, bands: Sequence) -> list[str]:
+    """The words of a table of bands, those of the value's own band first."""
+    true = [words for smallest, words in bands if value >= smallest][-1]
     return [true, *(words for _, words in bands if words != true)]
-
-
-def _in_band(value: float, bands: Sequence) -> str:
-    return [words for smallest, words in bands if value >= smallest][-1]
 
 
 def ask_modality(sample: Sample) -> Draft:
     """V: the imaging technique."""
-    true = _modality(sample)
-    return "Which technique made this picture?", [true, *_beside(true, _metas(_modality))]
+    return "Which technique made this picture?", _with_wrong(_modality(sample.meta), _modality)
 
 
 def ask_structure(sample: Sample) -> Draft:
     """V: what the objects are."""
-    true = _structures(sample)
-    return "Which structures does this picture show?", [true, *_beside(true, _metas(_structures))]
+    return "Which structures does this picture show?", _with_wrong(_structures(sample.meta), _structures)
 
 
 def ask_count(sample: Sample) -> Draft:
     """V: the number of objects, in bands; objects cut by the edge count."""
-    count = measure(sample.image, sample.labels)["count"]
-    question = f"How many {_structures(sample)} are in this picture, whole or cut by its edge?"
-    return question, _others(COUNTS, _in_band(count, COUNTS))
+    question = f"How many {_structures(sample.meta)} are in this picture, whole or cut by its edge?"
+    return question, _with_bands(measure(sample.image, sample.labels)["count"], COUNTS)
 
 
 def ask_contrast(sample: Sample) -> Draft | None:
@@ -127,7 +124,7 @@ def ask_contrast(sample: Sample) -> Draft | None:
     if contrast == "similar":
         return None
     wrong = "darker" if contrast == "brighter" else "brighter"
-    question = f"How bright are the {_structures(sample)} on average, compared with the rest of the picture?"
+    question = f"How bright are the {_structures(sample.meta)} on average, compared with the rest of the picture?"
     return question, [f"clearly {contrast}", f"clearly {wrong}", "about as bright"]
 
 
@@ -135,38 +132,35 @@ def ask_half(sample: Sample) -> Draft | None:
     """H: the half of the picture that holds most objects; None where the answer is not clear."""
     labels, (h, w) = sample.labels, sample.labels.shape
     y, x = np.array([np.argwhere(labels == i).mean(0) for i in np.unique(labels[labels > 0])]).T + 0.5
-    shares = [np.mean(half) for half in (x < w / 2, x > w / 2, y < h / 2, y > h / 2)]
-    clear = [words for words, share in zip(HALVES, shares, strict=False) if share >= MOST]
-    if len(clear) > 1 or any(NOT_MOST < share < MOST for share in shares):
+    fractions = [np.mean(half) for half in (x < w / 2, x > w / 2, y < h / 2, y > h / 2)]
+    clear = [words for words, fraction in zip(HALVES, fractions, strict=False) if fraction >= MOST]
+    if len(clear) > 1 or any(NOT_MOST < fraction < MOST for fraction in fractions):
         return None
     true = clear[0] if clear else HALVES[-1]
-    question = f"Which half of the picture holds the centres of at least seven in ten of the {_structures(sample)}?"
+    question = f"Which half of the picture holds the centres of at least seven in ten of the {_structures(sample.meta)}?"
     return question, [true, *(words for words in HALVES if words != true)]
 
 
 def ask_largest(sample: Sample) -> Draft | None:
-    """H: the share of the largest object in the area of all; None near the edge of a band."""
+    """H: the part of the largest object in the area of all; None near the edge of a band."""
     areas = np.bincount(sample.labels[sample.labels > 0])
-    share = areas.max() / areas.sum()
-    if any(abs(share - edge) < CLEAR for edge, _ in SHARES[1:]):
+    fraction = areas.max() / areas.sum()
+    if any(abs(fraction - edge) < CLEAR for edge, _ in AREA_FRACTIONS[1:]):
         return None
-    question = f"Which part of the area of all {_structures(sample)} belongs to the largest one?"
-    return question, _others(SHARES, _in_band(share, SHARES))
+    question = f"Which part of the area of all {_structures(sample.meta)} belongs to the largest one?"
+    return question, _with_bands(fraction, AREA_FRACTIONS)
 
 
 def ask_instrument(sample: Sample) -> Draft:
     """E: the instrument for more pictures of this kind."""
-    true = _modality(sample)
-    wrong = _beside(true, _metas(_modality), (LIGHT,))
     question = "You need more pictures of exactly this kind. Which instrument do you book?"
-    return question, [INSTRUMENTS[name] for name in (true, *wrong)]
+    return question, [INSTRUMENTS[name] for name in _with_wrong(_modality(sample.meta), _modality, (LIGHT,))]
 
 
 def ask_measurement(sample: Sample) -> Draft:
     """E: the measurement that segmenting the objects allows."""
-    true = _structures(sample)
     question = "The objects of this picture will be segmented one by one. Which table can that give?"
-    return question, [f"the area of each of the {name}" for name in (true, *_beside(true, _metas(_structures)))]
+    return question, [f"the area of each of the {name}" for name in _with_wrong(_structures(sample.meta), _structures)]
 
 
 def ask_more(first: Sample, second: Sample) -> Draft | None:
@@ -179,7 +173,7 @@ def ask_more(first: Sample, second: Sample) -> Draft | None:
     return "Two pictures are given. Which holds more objects?", choices
 
 
-KINDS = {
+QUESTION_TYPES = {
     1: ((ask_modality, 1), (ask_structure, 1), (ask_count, 1), (ask_contrast, 1)),
     2: ((ask_half, 1), (ask_largest, 1), (ask_more, 2)),
     3: ((ask_instrument, 1), (ask_measurement, 1)),
@@ -189,7 +183,7 @@ KINDS = {
 def synthetic_questions(count: int, seed: int = 0, size: int = 256) -> list[Question]:
     """Make questions about synthetic images whose answers are true by construction.
 
-    The tasks 1, 2, 3 take turns, and so do the kinds of question within a task. Every question has its own images;
+    The tasks 1, 2, 3 take turns, and so do the types of question within a task. Every question has its own images;
     `key_image` names them, joined by " + " where there are two.
 
     Args:
@@ -209,23 +203,134 @@ def _make(number: int, seed: int, size: int) -> Question:
     """Question `number` of a seed: draws images until one gives a clear answer."""
     rng = np.random.default_rng([seed, number])
     task = 1 + number % 3
-    ask, images = KINDS[task][number // 3 % len(KINDS[task])]
+    ask, images = QUESTION_TYPES[task][number // 3 % len(QUESTION_TYPES[task])]
     draft = None
     while draft is None:
         samples = [generate(str(rng.choice(list(PICTURES))), int(rng.integers(2**31)), size) for _ in range(images)]
         draft = ask(*samples)
     text, choices = draft
     chosen = [0, *(1 + rng.permutation(len(choices) - 1))][:MOST_CHOICES]
-    order = rng.permutation(chosen)
-    key = " + ".join(sample.name for sample in samples)
-    return Question(
-        number,
-        key,
-        text,
-        [choices[i] for i in order],
-        int(np.flatnonzero(order == 0)[0]),
-        choices[0],
-        [sample.image for sample in samples],
-        task,
-        TASKS[task],
+    order = rng.permutation(chosen).tolist()
+    key, pictures = " + ".join(sample.name for sample in samples), [sample.image for sample in samples]
+    shuffled = [choices[i] for i in order]
+    return Question(number, key, text, shuffled, order.index(0), choices[0], pictures, task, TASKS[task])
+
+
+# ---------------------------------------------------------------- question sets on disk and on the hub
+
+
+class StoredImages(Sequence):
+    """The images of one row, uint8 (H, W, 3), decoded when asked for: a whole benchmark would not fit into memory."""
+
+    def __init__(self, table, row: int, name: str):
+        self.table, self.row, self.name = table, row, name
+        self.count = len(table[row]["images_list"])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        from PIL import Image, UnidentifiedImageError
+
+        content, name = self.table[self.row]["images_list"][index]["bytes"], f"Image {index + 1} of {self.name}"
+        try:
+            image = Image.open(io.BytesIO(content or b""))
+            grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))  # up to 32 bits, which RGB would cut off
+            return to_rgb8(np.asarray(image if grey else image.convert("RGB")), name)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{name} is damaged or no image ({error}); download the questions again.") from error
+
+
+def read_questions(source: str | Path, split: str | None = None) -> list[Question]:
+    """Questions of a folder of parquet files, or of a dataset of the hub such as jmhb/microvqa.
+
+    The benchmark has one split, once called "train" and now "test", so none need be named. The right answer is
+    `choices[correct_index]`; the column correct_answer is not read. Images are decoded when they are looked at.
+
+    Args:
+        source: the folder, or "owner/name".
+        split: which split, where there are several.
+
+    Raises:
+        InputError: `datasets` is not installed, no such folder or dataset, no network, no parquet file, several splits and
+            none named, or a column that is missing or of another type.
+    """
+    splits = _open(source)
+    if split is None and len(splits) > 1 or split is not None and split not in splits:
+        raise InputError(f"{source} has the splits {', '.join(splits)}; name one of them with split= (or --split).")
+    table = splits[split or next(iter(splits))]
+    absent = [name for name in COLUMNS if name not in table.column_names]
+    if absent:
+        raise InputError(f"{source} has no column {', '.join(absent)}; give questions in MicroVQA's layout.")
+    from datasets import Image, List
+
+    try:  # the images alone, as the bytes of their files
+        images = table.select_columns(["images_list"]).cast_column("images_list", List(Image(decode=False)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{source} has no images in the column images_list ({reason(error)}); give questions in MicroVQA's layout."
+        ) from error
+    texts = table.select_columns([name for name in COLUMNS if name != "images_list"])
+    return [_question(row, StoredImages(images, i, f"question {row['key_question']}")) for i, row in enumerate(texts)]
+
+
+def _question(row: dict, images: Sequence) -> Question:
+    key, task, index = row["key_question"], int(row["task"]), int(row["correct_index"])
+    choices = [str(choice) for choice in row["choices"]]
+    if not 0 <= index < len(choices):
+        raise InputError(
+            f"Question {key} has {len(choices)} choices and correct_index {index}; give an index from 0 that fits."
+        )
+    name = TASKS.get(task, "unknown")
+    return Question(key, row["key_image"], row["question"], choices, index, choices[index], images, task, name)
+
+
+def _open(source: str | Path) -> dict:
+    """All splits by name."""
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        raise InputError(f"{folder} has no .parquet file; give the folder of a question set.")
+    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute()):
+        raise InputError(f"There is no folder {source}; check the path, or give a hub name such as jmhb/microvqa.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("Reading question sets needs the package datasets; run: pip install 'ullsam[full]'") from error
+    try:
+        return datasets.load_dataset(str(source), trust_remote_code=False)
+    except Exception as error:  # hub, network, cache and pyarrow raise many kinds here
+        raise InputError(
+            f"The questions {source} could not be read ({reason(error)}); download them elsewhere and give their folder."
+        ) from error
+
+
+def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
+    """Writes questions as one parquet file in MicroVQA's layout, images as png; the file is whole or absent.
+
+    Raises:
+        InputError: `datasets` is not installed, or the file cannot be written.
+    """
+    try:
+        from datasets import Dataset, Features, Image, List, Value
+    except ImportError as error:
+        raise InputError("Writing question sets needs the package datasets; run: pip install 'ullsam[full]'") from error
+    text, number = Value("string"), Value("int64")
+    features = Features(
+        key_question=text,
+        key_image=text,
+        question=text,
+        choices=List(text),
+        correct_index=number,
+        correct_answer=text,
+        images_list=List(Image()),
+        task=number,
+        task_str=text,
     )
+    rows = [{name: getattr(q, name) for name in features} for q in questions]
+    for row in rows:
+        pictures = [{"bytes": png(to_rgb8(np.asarray(x))), "path": None} for x in row["images_list"]]
+        row |= {"key_question": str(row["key_question"]), "images_list": pictures}
+    path = Path(folder) / FILE
+    with whole(path) as part:
+        Dataset.from_list(rows, features=features).to_parquet(part)
+    return path

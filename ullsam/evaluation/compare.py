@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,6 @@ from ullsam.vlsa import vlsa_names
 TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, slow=0.5, warmup=10, view=256, coarse_weight=0.5)
 FAST = replace(TRAIN, steps=4, batch_size=2, warmup=1, view=0)
 UNSEEN = 2**31  # seeds of synthetic images from here on are never drawn by a Mixture
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training run of the contest, scored."""
-
-    scores: dict[str, float]  # means over the held-out images
-    seconds: float  # per optimiser step
-    parameters: int  # of the VLSA module
 
 
 def compare_vlsa(
@@ -76,43 +67,43 @@ def compare_vlsa(
     Raises:
         InputError: an unknown variant, no seed, a start without language model, or a mixture without held-out images.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    start = _check(names, seeds, shared_start(model))
-    settings = _settings(steps, train, start.config.sam.image_size)
+    from tqdm.auto import tqdm
+
+    names, start = [names] if isinstance(names, str) else list(names), shared_start(model)
+    unknown = [name for name in names if name not in vlsa_names()]
+    if unknown or not names:
+        raise InputError(f"There are no VLSA variants {unknown}; name some of {', '.join(vlsa_names())}.")
+    if not len(seeds):
+        raise InputError("seeds is empty; give at least one, for example (0, 1).")
+    start.llm_or_raise()
+    settings = train or (FAST if fast() else TRAIN)
+    steps = steps or settings.steps
+    steps = min(steps, FAST.steps) if fast() else steps
+    view = settings.view if settings.view < start.config.sam.image_size else 0
+    settings = replace(settings, stage=3, view=view, steps=steps)
     mixture = mixture or Mixture([], list(STYLES), 1.0, synthetic_size=128 if fast() else 256)
     held_out = _held_out(mixture) if held_out is None else held_out
+    rows = {name: [] for name in names}  # one per seed
     with tempfile.TemporaryDirectory() as temporary:
-        contest = _Contest(start, settings, mixture, held_out, Path(folder or temporary))
-        arms = contest.run(names, seeds, progress)
-    return [_row(name, arms[name], settings.steps, start) for name in names]
-
-
-@dataclass(frozen=True)
-class _Contest:
-    """What all runs share."""
-
-    start: ULLSAM
-    train: TrainConfig
-    mixture: Mixture
-    held_out: Sequence[Sample]
-    folder: Path
-
-    def run(self, names: Sequence[str], seeds: Sequence[int], progress: bool) -> dict[str, list[Arm]]:
-        from tqdm.auto import tqdm
-
         runs = [(name, seed) for seed in seeds for name in names]
-        arms = {name: [] for name in names}
         for name, seed in tqdm(runs, desc="training runs", disable=not progress):
-            arms[name].append(self.arm(name, seed))
-        return arms
+            variant, run = make_variant(start, name, seed), Path(folder or temporary) / f"{name}-seed{seed}"
+            logs = fit(variant, replace(settings, seed=seed), mixture, run, progress=False)
+            parameters = 0 if variant.vlsa is None else sum(p.numel() for p in variant.vlsa.parameters())
+            cost = {"seconds": logs[-1]["seconds"] / steps, "parameters": parameters}
+            rows[name].append(mean_scores(score_samples(variant, held_out)) | cost)
+    return [_over_seeds(name, rows[name]) | {"steps": steps, "model": start.config.name} for name in names]
 
-    def arm(self, name: str, seed: int) -> Arm:
-        model = make_variant(self.start, name, seed)
-        config = replace(self.train, seed=seed)
-        logs = fit(model, config, self.mixture, self.folder / f"{name}-seed{seed}", progress=False)
-        scores = mean_scores(score_samples(model, self.held_out))
-        parameters = 0 if model.vlsa is None else sum(p.numel() for p in model.vlsa.parameters())
-        return Arm(scores, logs[-1]["seconds"] / config.steps, parameters)
+
+def _over_seeds(name: str, runs: Sequence[dict]) -> dict:
+    """The runs of one variant in one row."""
+    row = {"variant": name}
+    for short, score in (("dice", "dice_instance"), ("sa", "sa50_labelmap")):
+        values = [run[score] for run in runs]
+        row[f"{short}_mean"] = float(np.mean(values))
+        row[f"{short}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    seconds = float(np.mean([run["seconds"] for run in runs]))
+    return row | {"seconds_per_step": seconds, "parameters": runs[0]["parameters"]}
 
 
 def make_variant(
@@ -153,23 +144,6 @@ def shared_start(model: str | Path | ULLSAM = "tiny") -> ULLSAM:
     return start
 
 
-def _check(names: Sequence[str], seeds: Sequence[int], start: ULLSAM) -> ULLSAM:
-    unknown = [name for name in names if name not in vlsa_names()]
-    if unknown or not names:
-        raise InputError(f"There are no VLSA variants {unknown}; name some of {', '.join(vlsa_names())}.")
-    if not len(seeds):
-        raise InputError("seeds is empty; give at least one, for example (0, 1).")
-    start.llm_or_raise()
-    return start
-
-
-def _settings(steps: int | None, train: TrainConfig | None, image_size: int) -> TrainConfig:
-    settings = train or (FAST if fast() else TRAIN)
-    steps = steps or settings.steps
-    view = settings.view if settings.view < image_size else 0
-    return replace(settings, stage=3, view=view, steps=min(steps, FAST.steps) if fast() else steps)
-
-
 def _held_out(mixture: Mixture) -> list[Sample]:
     """At most 8 images of split "val" per corpus, or unseen synthetic images of the mixture's styles."""
     if mixture.sources:
@@ -177,22 +151,3 @@ def _held_out(mixture: Mixture) -> list[Sample]:
         return [corpus.read(record) for corpus, records in chosen for record in records]
     styles = mixture.synthetic[:3] if fast() else mixture.synthetic * 2
     return [generate(style, UNSEEN + i, mixture.synthetic_size) for i, style in enumerate(styles)]
-
-
-def _row(name: str, arms: Sequence[Arm], steps: int, start: ULLSAM) -> dict:
-    dice, sa = ([arm.scores[key] for arm in arms] for key in ("dice_instance", "sa50_labelmap"))
-    return {
-        "variant": name,
-        "dice_mean": float(np.mean(dice)),
-        "dice_std": _spread(dice),
-        "sa_mean": float(np.mean(sa)),
-        "sa_std": _spread(sa),
-        "seconds_per_step": float(np.mean([arm.seconds for arm in arms])),
-        "parameters": arms[0].parameters,
-        "steps": steps,
-        "model": start.config.name,
-    }
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None

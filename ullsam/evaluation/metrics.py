@@ -42,20 +42,6 @@ def iou(pred: np.ndarray, true: np.ndarray) -> float:
     return overlap / (n_pred + n_true - overlap) if n_pred + n_true else 1.0
 
 
-def image_dice(pred_labels: np.ndarray, true_labels: np.ndarray) -> float:
-    """Return the Dice score of the foregrounds (every label but 0) of two label maps; 1 if both are empty.
-
-    Args:
-        pred_labels, true_labels: integer (H, W).
-    Returns:
-        Score from 0 to 1.
-    Raises:
-        InputError: if the shapes differ or an array is no label map.
-    """
-    pred, true = _label_maps(pred_labels, true_labels)
-    return dice(pred != 0, true != 0)
-
-
 def instance_scores(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Score each mask against the instance that its prompt was made for.
 
@@ -83,13 +69,13 @@ def instance_scores(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> t
 
 
 def hit_rate(ious: np.ndarray, threshold: float = 0.5) -> float:
-    """Return the share r of prompted instances whose IoU reaches the threshold (inclusive); 0 for none.
+    """Return the fraction r of prompted instances whose IoU reaches the threshold (inclusive); 0 for none.
 
     Args:
         ious: float (I,), IoU of each prompted instance.
         threshold: smallest IoU that counts.
     Returns:
-        Share from 0 to 1. SA of the same prompts, were no mask to overlap another, is r / (2 - r).
+        Fraction from 0 to 1. SA of the same prompts, were no mask to overlap another, is r / (2 - r).
     """
     return float(np.mean(np.asarray(ious) >= threshold)) if len(ious) else 0.0
 
@@ -118,24 +104,6 @@ def merge_instances(masks: np.ndarray) -> np.ndarray:
     return label(merged, background=0, connectivity=1).astype(np.int32)
 
 
-def contingency_table(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count the pixels that each pair of labels shares.
-
-    Args:
-        pred, true: integer (H, W) label maps.
-    Returns:
-        Counts int64 (A, B), the A labels of `pred` and the B labels of `true`, ascending, 0 if it occurs.
-    Raises:
-        InputError: if the shapes differ or an array is no label map.
-    """
-    pred, true = _label_maps(pred, true)
-    pred_ids, pred_index = _compact(pred)
-    true_ids, true_index = _compact(true)
-    pairs = pred_index * len(true_ids) + true_index  # (H * W,)
-    counts = np.bincount(pairs, minlength=len(pred_ids) * len(true_ids))
-    return counts.reshape(len(pred_ids), len(true_ids)), pred_ids, true_ids  # (A * B,) -> (A, B)
-
-
 def iou_matrix(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Return the IoU of every predicted with every true instance of two label maps.
 
@@ -147,7 +115,12 @@ def iou_matrix(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
         InputError: if the shapes differ or an array is no label map.
     Source: elf/evaluation/matching.py; the background leaves the table after the IoU is taken.
     """
-    counts, pred_ids, true_ids = contingency_table(pred, true)
+    pred, true = _label_maps(pred, true)
+    pred_ids, pred_index = np.unique(pred, return_inverse=True)
+    true_ids, true_index = np.unique(true, return_inverse=True)
+    pairs = (pred_index * len(true_ids) + true_index).ravel()  # (H * W,)
+    shape = len(pred_ids), len(true_ids)
+    counts = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)  # pixels that two labels have in common
     union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
     return (counts / union)[pred_ids != 0][:, true_ids != 0]
 
@@ -231,24 +204,13 @@ def _masks(masks: np.ndarray) -> np.ndarray:
     return masks != 0
 
 
-def _label_maps(pred: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both label maps as arrays, or an error."""
-    pred, true = np.asarray(pred), np.asarray(true)
-    for name, labels in (("pred", pred), ("true", true)):
+def _label_maps(*maps: np.ndarray) -> list[np.ndarray]:
+    """Both label maps, predicted and true, as arrays, or an error."""
+    maps = [np.asarray(labels) for labels in maps]
+    for name, labels in zip(("pred", "true"), maps, strict=True):
         if labels.ndim != 2 or labels.dtype.kind not in "biu" or not labels.size:
             raise InputError(f"The label map {name} is {labels.dtype} {labels.shape}; give integers (H, W).")
-    if pred.shape != true.shape:
-        raise InputError(
-            f"The label maps differ in shape, pred {pred.shape} and true {true.shape}; "
-            "bring the prediction to the size of the image first."
-        )
-    return pred, true
-
-
-def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels that occur, ascending, and for each pixel (H * W,) the place of its label among them."""
-    flat = labels.ravel().astype(np.int64)
-    if flat.min() < 0 or flat.max() > flat.size:
-        return np.unique(flat, return_inverse=True)
-    present = np.bincount(flat) > 0
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[flat]
+    if maps[0].shape != maps[1].shape:
+        shapes = f"pred {maps[0].shape} and true {maps[1].shape}"
+        raise InputError(f"The label maps differ in shape, {shapes}; bring the prediction to the size of the image first.")
+    return maps

@@ -1,4 +1,4 @@
-"""Scores a model on a folder of images: prompted segmentation. Its descriptions are scored by words.py.
+"""Scores a model on a folder of images: prompted segmentation. Its descriptions are scored in `caption_metrics`.
 
 Protocol: every instance of an image is prompted once and gives one mask. Each mask is scored against its own
 instance; then the masks are merged to a label map, which is matched with the true one as micro-sam does.
@@ -8,40 +8,17 @@ A dataset's number is the plain mean over its images. Processes of `accelerate l
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ullsam.accel.distributed import gather_results, local_items
-from ullsam.data.corpus import Corpus, Sample
+from ullsam.data.corpus import Corpus, Record, Sample, spaced
 from ullsam.errors import InputError
-from ullsam.evaluation.caption_metrics import WORDS, evaluate_words, judge_words, mean_of_known, mean_words, summarise_words
-from ullsam.evaluation.metrics import hit_rate, image_dice, instance_scores, label_map_scores, merge_instances
-from ullsam.evaluation.records import folder_name, progress_bar, select_records
+from ullsam.evaluation.metrics import dice, hit_rate, instance_scores, label_map_scores, merge_instances
+from ullsam.predictor import Predictor
 from ullsam.sbr import instance_ids, sample_box, sample_points
-
-if TYPE_CHECKING:
-    from ullsam.predictor import Predictor
-
-__all__ = [
-    "SCORES",
-    "evaluate",
-    "evaluate_words",
-    "format_table",
-    "judge_words",
-    "make_prompts",
-    "mean_of_known",
-    "mean_scores",
-    "report",
-    "score_image",
-    "score_masks",
-    "select_records",
-    "summarise",
-    "summarise_words",
-]
 
 SCORES = ("dice_instance", "dice_image", "sa50_instance", "sa50_labelmap", "msa")
 EDGES = np.array([-0.5, -0.5, 0.5, 0.5], np.float32)  # from the centres of a box's outermost pixels to their edges
@@ -84,7 +61,8 @@ def evaluate(
         InputError: unusable points, seed or limit, an unknown split, an unreadable file, or no instance at all.
     """
     start = time.perf_counter()
-    _check_points(points)
+    if points != "box" and not (isinstance(points, tuple | list) and len(points) == 2 and points[0] >= 1 and points[1] >= 0):
+        raise InputError(f"points is {points!r}; give (positive, negative) with at least 1 and 0, or 'box'.")
     chosen, rows = select_records(corpus, split, seed, limit), []
     for index, record in progress_bar(local_items(chosen), corpus, progress):
         rng = np.random.default_rng([seed, index])
@@ -93,7 +71,9 @@ def evaluate(
     per_image = gather_results(rows)
     if not per_image:
         raise InputError(f"No image of {corpus.folder} (split {split}) has an instance; check its masks.")
-    _tell_empty(len(chosen) - len(per_image), corpus)
+    if empty := len(chosen) - len(per_image):
+        text = "%s: %d images without an instance are not scored"
+        logging.getLogger(__name__).warning(text, folder_name(corpus), empty)
     return {
         "model": predictor.model.config.name,
         "data": folder_name(corpus),
@@ -172,7 +152,7 @@ def score_masks(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[
 
     Returns:
         dice_instance: mean Dice of each mask and its own instance.
-        sa50_instance: share r of instances whose mask has an IoU of at least 0.5. Where all masks are disjoint
+        sa50_instance: fraction r of instances whose mask has an IoU of at least 0.5. Where all masks are disjoint
             connected pieces, SA of the label map is TP / (TP + FP + FN) = r / (2 - r), because each miss counts
             twice, as a false positive and as a false negative.
         dice_image: Dice of the union of all masks and all instances.
@@ -188,7 +168,7 @@ def score_masks(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[
     matched = label_map_scores(merged, label(labels))
     return {
         "dice_instance": float(dices.mean()),
-        "dice_image": float(image_dice(merged, labels)),
+        "dice_image": dice(merged != 0, labels != 0),
         "sa50_instance": hit_rate(ious),
         "sa50_labelmap": float(matched["sa50"]),
         "msa": float(matched["msa"]),
@@ -205,70 +185,43 @@ def summarise(results: Sequence[dict]) -> list[dict]:
 
     Times are medians over images, because the first image of a run pays for warming up.
     """
-    rows = [_summary(result) for result in results]
+    rows = []
+    for result in results:
+        points = result["points"]
+        row = {key: result[key] for key in ("model", "data", "split")}
+        row |= {"points": points if isinstance(points, str) else "+".join(map(str, points))}
+        row |= {"vlk": "yes" if result["vlk"] else "no", "images": result["n_images"], "instances": result["n_instances"]}
+        row |= {name: result[name] for name in SCORES}
+        times = ("ms_image", "ms_per_object")
+        rows.append(row | {time: float(np.median([image[time] for image in result["per_image"]])) for time in times})
     if len(rows) > 1:
         counts = {key: sum(row[key] for row in rows) for key in ("images", "instances")}
         rows.append({key: None for key in rows[0]} | {"data": "mean"} | counts | mean_scores(rows))
     return rows
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """Lay rows with the same keys out as plain text in columns.
+# ---------------------------------------------------------------- which images a measurement runs over
 
-    Floats get three decimals, None becomes "-", and texts stand on the left of their column.
+
+def select_records(corpus: Corpus, split: str | None, seed: int, limit: int | None) -> list[tuple[int, Record]]:
+    """Records of the split with their places in the corpus; `limit` of them, evenly spaced.
+
+    Raises:
+        InputError: an unknown split, a negative seed, or a limit below 1.
     """
-    if not rows:
-        return ""
-    cells = [list(rows[0])] + [[_cell(row[key]) for key in rows[0]] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    left = [all(isinstance(row[key], str | None) for row in rows) for key in rows[0]]
-    formats = [f"{'<' if text else '>'}{width}" for text, width in zip(left, widths, strict=True)]
-    lines = [[format(cell, form) for cell, form in zip(line, formats, strict=True)] for line in cells]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    if seed < 0 or (limit is not None and limit < 1):
+        raise InputError(f"seed is {seed} and limit {limit}; give a seed of 0 or more and a limit of 1 or more.")
+    wanted = set(corpus.select(split))
+    return spaced([(index, record) for index, record in enumerate(corpus.records) if record in wanted], limit)
 
 
-def report(results: Sequence[dict], command: str) -> dict:
-    """What a results file holds: command, machine, and the one result, or all of them with the mean of their scores."""
-    import torch
+def progress_bar(chosen: list, corpus: Corpus, progress: bool):
+    """The items themselves; while they are gone through, a bar on standard error if `progress`."""
+    from tqdm import tqdm
 
-    machine = {"cores": os.cpu_count(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    head = {"command": command, "machine": machine}
-    if len(results) == 1:
-        return head | results[0]
-    means = {SCORES: mean_scores, WORDS: mean_words}
-    mean = [of(results) for names, of in means.items() if all(name in row for row in results for name in names)]
-    return head | {"results": list(results)} | ({"mean": mean[0]} if mean else {})
+    return tqdm(chosen, desc=folder_name(corpus), unit="image", disable=not progress)
 
 
-def _check_points(points: tuple[int, int] | str) -> None:
-    if points == "box":
-        return
-    if not (isinstance(points, tuple | list) and len(points) == 2 and points[0] >= 1 and points[1] >= 0):
-        raise InputError(f"points is {points!r}; give (positive, negative) with at least 1 and 0, or 'box'.")
-
-
-def _tell_empty(count: int, corpus: Corpus) -> None:
-    if count:
-        logging.getLogger(__name__).warning("%s: %d images without an instance are not scored", folder_name(corpus), count)
-
-
-def _summary(result: dict) -> dict:
-    points, images = result["points"], result["per_image"]
-    return {
-        "model": result["model"],
-        "data": result["data"],
-        "split": result["split"],
-        "points": points if isinstance(points, str) else "+".join(map(str, points)),
-        "vlk": "yes" if result["vlk"] else "no",
-        "images": result["n_images"],
-        "instances": result["n_instances"],
-        **{name: result[name] for name in SCORES},
-        "ms_image": float(np.median([row["ms_image"] for row in images])),
-        "ms_per_object": float(np.median([row["ms_per_object"] for row in images])),
-    }
-
-
-def _cell(value) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def folder_name(corpus: Corpus) -> str:
+    """The folder's own name, without where it lies."""
+    return corpus.folder.resolve().name

@@ -24,7 +24,7 @@ from ullsam.errors import InputError, reason
 from ullsam.files import read_json
 from ullsam.model import SHIPPED, ULLSAM, load
 from ullsam.predictor import Predictor, prompts_on
-from ullsam.sam import encode_image
+from ullsam.sam import Prompts, encode_image
 
 # model_type in config.json -> transformers' classes; SAM 2's folders hold the video model, whose image part we use
 CLASSES = {
@@ -77,51 +77,68 @@ class Encoded(NamedTuple):
 
 
 class BaselinePredictor(Predictor):
-    """`Predictor` for a `Baseline`; points and boxes are checked and cut into chunks as for our own models."""
+    """`Predictor` for a network of others: prompts are checked and cut into chunks as for our own models.
+
+    A subclass gives `encode` and `segment`; only this class knows how `Predictor` calls them.
+    """
+
+    def __init__(self, net: nn.Module, name: str):
+        super().__init__(Baseline(net, name))
+
+    def encode(self, rgb: np.ndarray) -> Encoded:
+        """An image, uint8 (H, W, 3), prepared and encoded as the model's authors do it."""
+        raise NotImplementedError
+
+    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks bool (I, K, H, W), scores (I, K) and logits (I, K, h, w) for prompts in pixels of the model's input."""
+        raise NotImplementedError
 
     def knowledge(self) -> None:
         """None: only uLLSAM has knowledge."""
+
+    @torch.inference_mode()
+    def set_image(self, image: np.ndarray) -> None:
+        """Encodes an image, see `Predictor.set_image`."""
+        self._views = (self.encode(to_rgb8(image)),)
 
     def _given(self, points, labels, box, mask) -> dict[str, np.ndarray]:
         if mask is not None:
             raise InputError(f"Model {self.model.config.name} is compared on points and boxes; give no mask.")
         return super()._given(points, labels, box, None)
 
+    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
+        (image,) = views
+        found = self.segment(image, prompts_on(image.square, given, self.model.device), kinds.start > 0)
+        return tuple(x.cpu().numpy() for x in found)
+
 
 class HubPredictor(BaselinePredictor):
     """SAM, SAM-HQ or SAM 2 of transformers, with the resizing and normalisation of its own processor."""
 
     def __init__(self, net: nn.Module, processor, name: str):
-        super().__init__(Baseline(net, name))
+        super().__init__(net, name)
         self.processor = processor
 
-    @torch.inference_mode()
-    def set_image(self, image: np.ndarray) -> None:
-        """Encodes an image, see `Predictor.set_image`."""
-        rgb = to_rgb8(image)
+    def encode(self, rgb: np.ndarray) -> Encoded:
+        """See `BaselinePredictor.encode`."""
         batch = self.processor(images=rgb, input_data_format="channels_last", return_tensors="pt")
         pixels = batch["pixel_values"].to(self.model.device)  # (1, 3, S, S)
         inner = batch["reshaped_input_sizes"][0].tolist() if "reshaped_input_sizes" in batch else pixels.shape[-2:]
         features = self.model.net.get_image_embeddings(pixels)
-        names = ("image_embeddings", "intermediate_embeddings")  # SAM-HQ's decoder looks at early layers, too
+        names = ("image_embeddings", "intermediate_embeddings")  # SAM-HQ's decoder reads early layers, too
         features = dict(zip(names, features if isinstance(features, tuple) else (features,), strict=False))
-        self._views = (Encoded(Stretch(*rgb.shape[:2], tuple(inner)), features),)
+        return Encoded(Stretch(*rgb.shape[:2], tuple(inner)), features)
 
-    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
-        (view,) = views
-        prompts = prompts_on(view.square, given, self.model.device)
-        named = {"input_points": prompts.points, "input_labels": prompts.labels, "input_boxes": prompts.boxes}
-        named = {k: x.long() if k == "input_labels" else x for k, x in named.items() if x is not None}
-        out = self.model.net(**view.features, **named, multimask_output=kinds.start > 0)
+    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `BaselinePredictor.segment`."""
+        labels = None if prompts.labels is None else prompts.labels.long()
+        given = {"input_points": prompts.points, "input_labels": labels, "input_boxes": prompts.boxes}
+        given = {name: x for name, x in given.items() if x is not None}
+        out = self.model.net(**image.features, **given, multimask_output=multimask)
         logits, scores = out.pred_masks[0], out.iou_scores[0]  # (1, I, K, h, w) -> (I, K, h, w)
-        return self._masks(logits, view.square).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
-
-    def _masks(self, logits: Tensor, square: Stretch) -> Tensor:
-        """(I, K, h, w) logits -> bool (I, K, H, W)."""
-        sizes = [[square.height, square.width]]
-        if "Sam2" in type(self.processor).__name__:
-            return self.processor.post_process_masks([logits], sizes)[0]
-        return self.processor.post_process_masks([logits], sizes, [list(square.inner)])[0]
+        sizes = [[[image.square.height, image.square.width]], [list(image.square.inner)]]  # SAM 2 wants only the first
+        sizes = sizes[:1] if "Sam2" in type(self.processor).__name__ else sizes
+        return self.processor.post_process_masks([logits], *sizes)[0], scores, logits
 
 
 class MedSamPredictor(BaselinePredictor):
@@ -131,28 +148,23 @@ class MedSamPredictor(BaselinePredictor):
     Source: MedSAM's inference script.
     """
 
-    def __init__(self, model: ULLSAM):
-        super().__init__(Baseline(model, model.config.name))
-
-    @torch.inference_mode()
-    def set_image(self, image: np.ndarray) -> None:
-        """Encodes an image, see `Predictor.set_image`."""
+    def encode(self, rgb: np.ndarray) -> Encoded:
+        """See `BaselinePredictor.encode`."""
         from skimage.transform import resize
 
-        rgb, size = to_rgb8(image), self.model.net.config.sam.image_size
+        size = self.model.net.config.sam.image_size
         squashed = resize(rgb, (size, size), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
         low, high = int(squashed.min()), int(squashed.max())
         pixels = torch.from_numpy((squashed - np.float32(low)) / max(high - low, 1e-8)).to(self.model.device)
         pixels = pixels.float().permute(2, 0, 1)[None]  # (S, S, 3) -> (1, 3, S, S)
-        features = encode_image(self.model.net.sam.image_encoder, pixels)
-        self._views = (Encoded(Stretch(*rgb.shape[:2], (size, size)), features),)
+        return Encoded(Stretch(*rgb.shape[:2], (size, size)), encode_image(self.model.net.sam.image_encoder, pixels))
 
-    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
-        (view,) = views
-        logits, scores = self.model.net.segment(view.features, prompts_on(view.square, given, self.model.device))
-        logits, scores = logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, h, w) -> (I, K, h, w)
-        shares = F.interpolate(logits.sigmoid(), (view.square.height, view.square.width), mode="bilinear")
-        return (shares > 0.5).cpu().numpy(), scores.cpu().numpy(), logits.cpu().numpy()
+    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `BaselinePredictor.segment`."""
+        candidates = slice(1, None) if multimask else slice(0, 1)
+        logits, scores = (x[0, :, candidates] for x in self.model.net.segment(image.features, prompts))  # (I, K, ..)
+        chances = F.interpolate(logits.sigmoid(), (image.square.height, image.square.width), mode="bilinear")
+        return chances > 0.5, scores, logits
 
 
 def open_predictor(name: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -167,39 +179,28 @@ def open_predictor(name: str | Path, device: str | torch.device = "cpu") -> Pred
     Raises:
         InputError: no such file, folder or repository, no network, or a model of another kind.
     """
-    if str(name) in SHIPPED:
-        return Predictor(load(name, device=device))
-    if "medsam" in Path(name).name.lower():
-        return MedSamPredictor(_plain_sam(name, device))
-    if Path(name).is_file():
-        return Predictor(_plain_sam(name, device))
-    if len(Path(name).parts) == 1 and not Path(name).is_dir() and not Path(name).suffix:
-        return Predictor(load(name, device=device))  # which says what names there are
+    path = Path(name)
+    medsam = "medsam" in path.name.lower()
+    if str(name) not in SHIPPED and (medsam or path.is_file()):  # a checkpoint of a SAM, without language
+        sam, config = load_sam(name, device=device)
+        model = ULLSAM(ModelConfig(name=path.stem, sam=config, llm=None, vlsa="none"), sam).eval()
+        return MedSamPredictor(model, path.stem) if medsam else Predictor(model)
+    if len(path.parts) == 1 and not path.is_dir() and not path.suffix:
+        return Predictor(load(name, device=device))  # a shipped model, or a sentence on what names there are
     folder = local_folder(name)
     if not (folder / "config.json").is_file() or "model_type" not in read_json(folder / "config.json"):
         return Predictor(load(folder, device=device))
-    return _open_transformers(folder, Path(name).name, device)
-
-
-def _plain_sam(name: str | Path, device) -> ULLSAM:
-    """A SAM or uSAM checkpoint as a model of ours without language."""
-    sam, config = load_sam(name, device=device)
-    return ULLSAM(ModelConfig(name=Path(name).stem, sam=config, llm=None, vlsa="none"), sam).eval()
-
-
-def _open_transformers(folder: Path, name: str, device) -> HubPredictor:
     import transformers
 
-    kind = read_json(folder / "config.json")["model_type"]
-    if kind not in CLASSES:
-        raise InputError(f"{folder} holds a model of type {kind}; give one of {', '.join(CLASSES)}, or a model of ours.")
-    net_class, processor_class = (getattr(transformers, x) for x in CLASSES[kind])
+    model_type = read_json(folder / "config.json")["model_type"]
+    if model_type not in CLASSES:
+        raise InputError(f"{folder} holds a model of type {model_type}; give one of {', '.join(CLASSES)}, or one of ours.")
+    net_class, processor_class = (getattr(transformers, x) for x in CLASSES[model_type])
     try:
-        processor = processor_class.from_pretrained(folder)
+        processor = processor_class.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder} could not be loaded ({reason(error)}); download its config.json, "
             "preprocessor_config.json and model.safetensors again."
         ) from error
-    net = load_model(net_class, folder, partial=True, dtype=torch.float32)
-    return HubPredictor(net.to(device), processor, name)
+    return HubPredictor(load_model(net_class, folder, partial=True, dtype=torch.float32).to(device), processor, path.name)

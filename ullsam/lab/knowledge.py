@@ -19,10 +19,9 @@ from ullsam.data.corpus import Corpus, spaced
 from ullsam.data.io import from_square
 from ullsam.errors import InputError
 from ullsam.evaluation.metrics import instance_scores
-from ullsam.evaluation.protocol import make_prompts
-from ullsam.evaluation.records import folder_name
-from ullsam.lab.probes import estimate
-from ullsam.lab.states import Seen, look_at, probe, shares
+from ullsam.evaluation.protocol import folder_name, make_prompts
+from ullsam.evaluation.statistics import estimate
+from ullsam.lab.probes import STEPS, ForwardTrace, probe_states, sklearn, trace_corpus, variance_fractions
 from ullsam.model import ULLSAM
 from ullsam.sam import Prompts
 from ullsam.sbr import instance_ids
@@ -69,37 +68,50 @@ def measure_knowledge(
         progress: show a bar for each corpus on standard error.
 
     Returns:
-        probes, masks, sizes, shares and reading, see `states.probe`, `change_masks`, `sizes`,
-        `states.shares` and `read`; n_images,
-        n_objects; model, data, split, points, seed, fit_split, fit_limit, most_objects; seconds; per_image. A measured
-        number is a dictionary {mean, interval, n}: over images, with its 95 % bootstrap interval.
+        probes, masks, sizes, shares and reading, see `probes.probe_states`, `change_masks`, `sizes`,
+        `probes.variance_fractions` (of each step) and `read`; n_images, n_objects; model, data, split, points, seed,
+        fit_split, fit_limit, most_objects; seconds; per_image. A measured number is a dictionary {mean, interval, n}:
+        over images, with its 95 % bootstrap interval.
 
     Raises:
-        InputError: another kind of model, fewer than two images, or as `evaluate`.
+        InputError: another kind of model, fewer than two images, no scikit-learn, or as `evaluate`.
     """
+    from tqdm import tqdm
+
     start = time.perf_counter()
     _check(model)
-    seen = [x for i, c in enumerate(corpora) for x in look_at(model, c, i, split, seed, limit, progress, True)]
-    fitted = [x for i, c in enumerate(corpora) for x in look_at(model, c, i, fit_split, seed, fit_limit, progress, False)]
-    if len(seen) < 2:
+    traces, fitted = (
+        [x for i, c in enumerate(corpora) for x in trace_corpus(model, c, i, *chosen, progress, keep)]
+        for *chosen, keep in ((split, seed, limit, True), (fit_split, seed, fit_limit, False))
+    )
+    if len(traces) < 2:
         raise InputError("Knowledge is compared between images; give at least two images with objects.")
-    partners = [_partner(seen, i, len(corpora)) for i in range(len(seen))]
-    names = [folder_name(corpus) for corpus in corpora]
-    rows = _all_masks(model, seen, partners, names, seed, most_objects, progress)
-    known = {"points": list(POINTS), "seed": seed, "fit_split": fit_split, "fit_limit": fit_limit}
+    partners = [_partner(traces, i, len(corpora)) for i in range(len(traces))]
+    average = torch.stack([x.knowledge.mean((2, 3), keepdim=True) for x in traces]).mean(0)  # (1, C, 1, 1)
+    names, rows = [folder_name(corpus) for corpus in corpora], []
+    for i, x in enumerate(tqdm(traces, desc="masks", unit="image", disable=not progress)):
+        prompts, ids = _prompts(x, seed, most_objects, model.device)
+        again, _ = _prompts(x, seed + 1, most_objects, model.device)
+        arms = _arms(x, traces[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
+        scores = _score_arms(model, x, arms, ids)
+        rows.append({"file": x.file, "data": names[x.corpus], "n_objects": len(ids), **scores})
+    inside = np.stack([x.inside for x in traces]).all(0)
     result = {
-        "probes": probe(fitted, seen, partners, seed),
+        "probes": probe_states(fitted, traces, partners, seed),
         "masks": change_masks(rows, seed),
-        "sizes": sizes(model, seen, seed),
-        "shares": shares(seen, seed),
+        "sizes": sizes(model, traces, seed),
+        "shares": {s: variance_fractions(np.stack([x.states[s][inside] for x in traces]), seed) for s in STEPS},
     }
     return {
         "model": model.config.name,
         "data": names,
         "split": split,
-        **known,
+        "points": list(POINTS),
+        "seed": seed,
+        "fit_split": fit_split,
+        "fit_limit": fit_limit,
         "most_objects": most_objects,
-        "n_images": len(seen),
+        "n_images": len(traces),
         "n_objects": sum(row["n_objects"] for row in rows),
         **result,
         "reading": read(result),
@@ -109,6 +121,7 @@ def measure_knowledge(
 
 
 def _check(model: ULLSAM) -> None:
+    sklearn("linear_model")
     model.llm_or_raise()
     c = model.config.sam
     if model.vlsa is None:
@@ -122,11 +135,11 @@ def _check(model: ULLSAM) -> None:
         )
 
 
-def _partner(seen: Sequence[Seen], index: int, corpora: int) -> int:
+def _partner(traces: Sequence[ForwardTrace], index: int, corpora: int) -> int:
     """Another image: of the corpus half-way round the list (two corpora may show the same views), or of the same one."""
-    mine = [i for i, x in enumerate(seen) if x.data == seen[index].data]
+    mine = [i for i, x in enumerate(traces) if x.corpus == traces[index].corpus]
     for step in range(corpora // 2, corpora // 2 + corpora):
-        theirs = [i for i, x in enumerate(seen) if x.data == (seen[index].data + step) % corpora]
+        theirs = [i for i, x in enumerate(traces) if x.corpus == (traces[index].corpus + step) % corpora]
         if theirs and theirs != mine:
             return theirs[mine.index(index) % len(theirs)]
     return mine[(mine.index(index) + 1) % len(mine)]
@@ -135,36 +148,16 @@ def _partner(seen: Sequence[Seen], index: int, corpora: int) -> int:
 # ---------------------------------------------------------------- what the masks make of it
 
 
-def _all_masks(
-    model: ULLSAM, seen: Sequence[Seen], partners: Sequence[int], names: list[str], seed: int, most: int, progress: bool
-) -> list[dict]:
-    """MEASURES of every image in every arm."""
-    from tqdm import tqdm
-
-    average = torch.stack([x.knowledge.mean((2, 3), keepdim=True) for x in seen]).mean(0)  # (1, C, 1, 1)
-    rows = []
-    for i, x in enumerate(tqdm(seen, desc="masks", unit="image", disable=not progress)):
-        prompts, ids = _prompts(x, seed, most, model.device)
-        again, _ = _prompts(x, seed + 1, most, model.device)
-        arms = _arms(x, seen[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
-        scores = _score_arms(model, x, arms, ids)
-        rows.append({"file": x.file, "data": names[x.data], "n_objects": len(ids), **scores})
-    return rows
-
-
-def _prompts(x: Seen, seed: int, most: int, device: torch.device) -> tuple[Prompts, np.ndarray]:
+def _prompts(x: ForwardTrace, seed: int, most: int, device: torch.device) -> tuple[Prompts, np.ndarray]:
     """The SBR points that `evaluate` draws, of at most so many objects of an image, and the ids of these."""
     ids = instance_ids(x.sample.labels)
     drawn = make_prompts(x.sample.labels, ids, POINTS, np.random.default_rng([seed, x.index]))
     kept = spaced(range(len(ids)), most)
-    points, labels = (
-        torch.as_tensor(v[kept], dtype=torch.float32, device=device)[None]
-        for v in (x.square.points_in(drawn["points"]), drawn["labels"])
-    )
-    return Prompts(points, labels), ids[kept]
+    given = x.square.points_in(drawn["points"])[kept], drawn["labels"][kept]
+    return Prompts(*(torch.as_tensor(v, dtype=torch.float32, device=device)[None] for v in given)), ids[kept]
 
 
-def _arms(x: Seen, other: Seen, average: Tensor, prompts: Prompts, again: Prompts, rng: np.random.Generator) -> dict:
+def _arms(x: ForwardTrace, other: ForwardTrace, average: Tensor, prompts: Prompts, again: Prompts, rng) -> dict:
     """Features, prompts and knowledge of each of ARMS, "own" first."""
     f, k = x.features, x.knowledge
     order = torch.from_numpy(rng.permutation(k[0, 0].numel())).to(k.device)
@@ -184,8 +177,8 @@ def _arms(x: Seen, other: Seen, average: Tensor, prompts: Prompts, again: Prompt
     return arms | {"features": (other.features, prompts, k)}
 
 
-def _score_arms(model: ULLSAM, x: Seen, arms: dict, ids: np.ndarray) -> dict[str, dict[str, float]]:
-    """MEASURES of each arm, mean over the objects of one image."""
+def _score_arms(model: ULLSAM, x: ForwardTrace, arms: dict, ids: np.ndarray) -> dict[str, dict[str, float]]:
+    """MEASURES of each arm, against the truth and the masks with own knowledge: means over the objects of one image."""
     parts = {name: [] for name in arms}
     for first in range(0, len(ids), _CHUNK):
         some = slice(first, first + _CHUNK)
@@ -194,18 +187,14 @@ def _score_arms(model: ULLSAM, x: Seen, arms: dict, ids: np.ndarray) -> dict[str
             chunk = Prompts(prompts.points[:, some], prompts.labels[:, some])
             logits = from_square(model.segment(features, chunk, knowledge)[0][0, :, 0], x.square)  # (I, H, W)
             own = logits if own is None else own
-            parts[name].append(_compare(own, logits, x.sample.labels, ids[some]))
+            masks, before = logits > 0, own > 0
+            differ = (masks != before).flatten(1).sum(1)
+            either = (masks | before).flatten(1).sum(1).clamp_min(1)
+            change = (logits - own).abs().flatten(1).mean(1)
+            dice = instance_scores(masks.cpu().numpy(), x.sample.labels, ids[some])[0]
+            measured = (v.float().cpu().numpy() for v in (change, differ / before[0].numel(), differ / either))
+            parts[name].append(np.stack([dice, *measured]))  # (4, I)
     return {name: dict(zip(MEASURES, np.concatenate(p, 1).mean(1).tolist(), strict=True)) for name, p in parts.items()}
-
-
-def _compare(own: Tensor, logits: Tensor, labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """MEASURES (4, I) of masks against the truth and against the masks with an image's own knowledge."""
-    masks, before = logits > 0, own > 0
-    dice = instance_scores(masks.cpu().numpy(), labels, ids)[0]
-    differ = (masks != before).flatten(1).sum(1)
-    either = (masks | before).flatten(1).sum(1).clamp_min(1)
-    change = (logits - own).abs().flatten(1).mean(1)
-    return np.stack([dice, *(v.float().cpu().numpy() for v in (change, differ / before[0].numel(), differ / either))])
 
 
 def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
@@ -213,8 +202,8 @@ def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
 
     Returns:
         For "own" and each of ARMS estimates of dice, mean over objects; dice_change, against the image's own knowledge;
-        logit_change, mean absolute change of a pixel's mask logit; flipped, share of the image's pixels that change
-        sides; moved, share of the union of both masks that only one of them has (1 - IoU).
+        logit_change, mean absolute change of a pixel's mask logit; flipped, fraction of the image's pixels that change
+        sides; moved, fraction of the union of both masks that only one of them has (1 - IoU).
     """
     found = {}
     for arm in ("own", *(name for name in ARMS if name in rows[0])):
@@ -226,7 +215,7 @@ def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
 # ---------------------------------------------------------------- sizes, and what it all says
 
 
-def sizes(model: ULLSAM, seen: Sequence[Seen], seed: int) -> dict[str, dict | float]:
+def sizes(model: ULLSAM, traces: Sequence[ForwardTrace], seed: int) -> dict[str, dict | float]:
     """How long the vectors are that meet in the mask decoder: mean length over the places of an image.
 
     Returns:
@@ -234,24 +223,19 @@ def sizes(model: ULLSAM, seen: Sequence[Seen], seed: int) -> dict[str, dict | fl
         change, its difference to SAM's own; features_varying and dense_varying, their differences to their means over
         the image; ratio, change / features.
     """
-    own = model.sam.prompt_encoder.no_mask_embed.weight  # (1, C)
-    lengths = [_lengths(model, x, own[..., None, None]) for x in seen]
-    return {"no_mask": float(own.norm()), **{key: estimate([row[key] for row in lengths], seed) for key in lengths[0]}}
-
-
-def _lengths(model: ULLSAM, x: Seen, own: Tensor) -> dict[str, float]:
-    """`sizes` of one image; own (1, C, 1, 1)."""
-    grid = own.expand_as(x.knowledge)
-    dense = model.vlsa.inject(x.knowledge, own.new_zeros(1, 0, own.shape[1]), grid)[1]  # (1, C, h, w)
-    h, w = round(x.square.height * x.square.scale), round(x.square.width * x.square.scale)
-    left, top = (round(v * x.square.scale) for v in x.square.offset)
-    side = model.config.sam.patch_size
-    place = slice(top // side, -(-(top + h) // side)), slice(left // side, -(-(left + w) // side))  # not the padding
-    features, dense, grid = (v[0, :, *place].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, places)
-    vectors = {"features": features, "dense": dense, "change": dense - grid}
-    vectors |= {f"{key}_varying": vectors[key] - vectors[key].mean(1, keepdim=True) for key in ("features", "dense")}
-    found = {key: float(v.norm(dim=0).mean()) for key, v in vectors.items()}
-    return found | {"ratio": found["change"] / found["features"]}
+    own, side = model.sam.prompt_encoder.no_mask_embed.weight, model.config.sam.patch_size  # (1, C)
+    rows = []
+    for x in traces:
+        grid = own[..., None, None].expand_as(x.knowledge)
+        dense = model.vlsa.inject(x.knowledge, own.new_zeros(1, 0, own.shape[1]), grid)[1]  # (1, C, h, w)
+        h, w, left, top = (round(v * x.square.scale) for v in (x.square.height, x.square.width, *x.square.offset))
+        image = slice(top // side, -(-(top + h) // side)), slice(left // side, -(-(left + w) // side))  # no padding
+        features, dense, grid = (v[0, :, *image].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, places)
+        vectors = {"features": features, "dense": dense, "change": dense - grid}
+        vectors |= {f"{key}_varying": vectors[key] - vectors[key].mean(1, keepdim=True) for key in ("features", "dense")}
+        lengths = {key: float(v.norm(dim=0).mean()) for key, v in vectors.items()}
+        rows.append(lengths | {"ratio": lengths["change"] / lengths["features"]})
+    return {"no_mask": float(own.norm()), **{key: estimate([row[key] for row in rows], seed) for key in rows[0]}}
 
 
 def read(result: dict) -> dict[str, str]:
@@ -265,10 +249,10 @@ def read(result: dict) -> dict[str, str]:
 
 def _read_probe(name: str, found: dict) -> str:
     steps, chance = found["steps"], found["chance"]
-    told = {key: e["interval"] and e["interval"][0] > chance for key, e in steps.items()}
-    what = "where objects are" if name == "objects" else f"the {name}"
+    told = steps["hidden"]["interval"] and steps["hidden"]["interval"][0] > chance
     sentence = (
-        f"The language model's states {'tell' if told['hidden'] else 'do not tell'} {what} "
+        f"The language model's states {'tell' if told else 'do not tell'} "
+        f"{'where objects are' if name == 'objects' else f'the {name}'} "
         f"({_span(steps['hidden'])}, chance {chance:.2f}; image features {_span(steps['features'])}, "
         f"knowledge {_span(steps['knowledge'])})"
     )
@@ -280,31 +264,28 @@ def _read_probe(name: str, found: dict) -> str:
     return f"{sentence}; {'against the step before, ' + ', '.join(moved) if moved else 'no step changes it clearly'}."
 
 
+def _is_small(change: dict) -> bool:
+    """Whether a change of Dice is surely below SMALL."""
+    return -SMALL < change["interval"][0] and change["interval"][1] < SMALL
+
+
 def _read_masks(masks: dict) -> str:
-    other, points = masks["other"], masks["points"]
-    low, high = other["dice_change"]["interval"]
-    if -SMALL < low and high < SMALL:
+    other, points, low_high = masks["other"], masks["points"], masks["other"]["dice_change"]["interval"]
+    if _is_small(other["dice_change"]):
         start = "Masks hardly depend on whose knowledge it is"
-    elif low > 0 or high < 0:
-        start = f"Masks get {'better' if low > 0 else 'worse'} with another image's knowledge"
+    elif low_high[0] > 0 or low_high[1] < 0:
+        start = f"Masks get {'better' if low_high[0] > 0 else 'worse'} with another image's knowledge"
     else:
         start = "It stays open whether masks depend on whose knowledge it is"
-    changes = {arm: _span(masks[arm]["dice_change"], "+.3f") for arm in ("other", "none", "points")}
+    changes = {arm: _span(found["dice_change"], "+.3f") for arm, found in masks.items()}
+    coarse = "coarse" if "coarse" in masks else "features"  # without finer maps there are no other features
     return (
         f"{start}: another image's moves Dice by {changes['other']} and {_span(other['moved'], '.3f')} of the masks' "
         f"area, none at all moves Dice by {changes['none']}; new points on the same object move Dice by "
-        f"{changes['points']} and {_span(points['moved'], '.3f')} of the area. {_read_entrance(masks)}"
-    )
-
-
-def _read_entrance(masks: dict) -> str:
-    """Whether the decoder uses the coarse features, which knowledge is added to; without finer maps there are no others."""
-    found = masks["coarse" if "coarse" in masks else "features"]
-    low, high = found["dice_change"]["interval"]
-    used = "hardly uses" if -SMALL < low and high < SMALL else "uses"
-    return (
-        f"The decoder {used} the coarse image features, which knowledge is added to: those of another image move "
-        f"Dice by {_span(found['dice_change'], '+.3f')} and {_span(found['moved'], '.3f')} of the area."
+        f"{changes['points']} and {_span(points['moved'], '.3f')} of the area. "
+        f"The decoder {'hardly uses' if _is_small(masks[coarse]['dice_change']) else 'uses'} the coarse image features, "
+        f"which knowledge is added to: those of another image move Dice by {changes[coarse]} and "
+        f"{_span(masks[coarse]['moved'], '.3f')} of the area."
     )
 
 
@@ -325,14 +306,10 @@ def _span(e: dict, form: str = ".2f") -> str:
 
 def summarise_knowledge(results: Sequence[dict]) -> list[dict]:
     """Turn a result of `measure_knowledge` into rows for `format_table`: what becomes of the masks, arm by arm."""
-    (result,) = results
-    names = {"own": "own knowledge"} | ARMS
-    return [
-        {
-            "in place of own knowledge": names[arm],
-            **{key: found[key]["mean"] for key in ("dice", "dice_change")},
-            "95 %": "{:+.3f} to {:+.3f}".format(*found["dice_change"]["interval"]),
-            **{key: found[key]["mean"] for key in MEASURES[1:]},
-        }
-        for arm, found in result["masks"].items()
-    ]
+    rows = []
+    for arm, found in results[0]["masks"].items():
+        row = {"in place of own knowledge": ARMS.get(arm, "own knowledge")}
+        row |= {key: found[key]["mean"] for key in ("dice", "dice_change")}
+        row |= {"95 %": "{:+.3f} to {:+.3f}".format(*found["dice_change"]["interval"])}
+        rows.append(row | {key: found[key]["mean"] for key in MEASURES[1:]})
+    return rows

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from ullsam.config import TrainConfig
 from ullsam.errors import InputError
-
-
-def add_command(commands) -> None:
-    """Adds the command log-run to the parser of python -m ullsam."""
-    add = commands.add_parser("log-run", help="score a training run on validation images and append it to the lab log")
-    add.add_argument("folder", help="folder of a finished run")
-    add.add_argument("--note", required=True, help="what was tried, and why")
-    add.add_argument("--data", help="folder with corpora (default: ULLSAM_DATA)")
-    add.add_argument("--limit", type=int, help="at most so many images per corpus (default: all)")
-    add.add_argument("--out", default="data/results/experiments.jsonl", help="default: data/results/experiments.jsonl")
-    add.set_defaults(run=_log_run)
-
-
-def _log_run(args: argparse.Namespace) -> None:
-    from ullsam.data.corpus import data_root, find_corpora
-
-    corpora = find_corpora(data_root(args.data), "in_domain")
-    line = log_run(args.folder, args.note, corpora, args.out, args.limit)
-    print(json.dumps(line, indent=1))
 
 
 def log_run(run: str | Path, note: str, corpora: list, out: str | Path, limit: int | None = None) -> dict:

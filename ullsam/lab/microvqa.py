@@ -4,10 +4,14 @@ Letters: k images of a question, c choices, n questions, N image tokens, D LLM w
 Source: MicroVQA (Burgess et al. 2025); paper, Appendix B and Table 6.
 """
 
+from __future__ import annotations
+
+import json
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Protocol
 
@@ -15,27 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ullsam.accel.distributed import gather_results, local_items
-from ullsam.data.questions import MOST_CHOICES, TASKS, Question, synthetic_questions
+from ullsam.accel.distributed import distributed_state, gather_results, local_items
+from ullsam.data.io import append_line, read_lines
+from ullsam.data.questions import MOST_CHOICES, TASKS, Question
 from ullsam.errors import InputError
-from ullsam.lab.vqa_answers import AnswerFile
-
-__all__ = [
-    "Question",
-    "RandomGuess",
-    "TASKS",
-    "bootstrap_interval",
-    "difference",
-    "extract_choice",
-    "generate_answer",
-    "official_choice",
-    "official_prompt",
-    "prompt",
-    "run",
-    "score_options",
-    "shuffle_images",
-    "synthetic_questions",
-]
+from ullsam.evaluation.statistics import bootstrap_interval
+from ullsam.files import whole
 
 METHODS, IMAGES = ("likelihood", "generate", "official"), ("own", "none", "shuffled")
 LETTERS = {1: "V", 2: "H", 3: "E"}  # the paper's names of the tasks
@@ -55,19 +44,12 @@ def score_options(model, question: Question, use_image: bool = True) -> Tensor:
     Returns:
         float32 (c,); the largest is the model's answer.
     """
-    return _llm(model).option_scores(_tokens(model, question, use_image), question.question, question.choices)
+    llm, tokens = model.llm_or_raise(), _tokens(model, question) if use_image else None
+    return llm.option_scores(tokens, question.question, question.choices)
 
 
-def _llm(model):
-    if model.llm is None:
-        raise InputError(f"Model {model.config.name} has no language model; load one that has, for example 'tiny'.")
-    return model.llm
-
-
-def _tokens(model, question: Question, use_image: bool) -> Tensor | None:
-    """Image tokens of all images of a question, one after the other, (1, k*N, D), or None without images."""
-    if not use_image:
-        return None
+def _tokens(model, question: Question) -> Tensor:
+    """Image tokens of all images of a question, one after the other, (1, k*N, D)."""
     pixels, _ = model.preprocess([np.asarray(image) for image in question.images_list])
     return model.image_tokens(model.encode(pixels)).flatten(0, 1)[None]  # (k, N, D) -> (1, k*N, D)
 
@@ -153,8 +135,7 @@ class _OurAnswers:
     """A ULLSAM as a participant."""
 
     def __init__(self, model):
-        _llm(model)
-        self.model = model
+        self.model, self.llm = model, model.llm_or_raise()
 
     @property
     def name(self) -> str:
@@ -167,9 +148,9 @@ class _OurAnswers:
 
     @torch.no_grad()
     def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
-        llm, tokens = _llm(self.model), _tokens(self.model, question, use_image)
-        tokens = torch.zeros(1, 0, llm.dim, device=self.model.device) if tokens is None else tokens
-        return llm.generate(tokens, text, max_new_tokens)[0]
+        nothing = torch.zeros(1, 0, self.llm.dim, device=self.model.device)
+        tokens = _tokens(self.model, question) if use_image else nothing
+        return self.llm.generate(tokens, text, max_new_tokens)[0]
 
 
 class RandomGuess:
@@ -201,10 +182,10 @@ def run(
     answers: str | Path | None = None,
     progress: bool = False,
 ) -> dict:
-    """Ask a model all questions and count the right answers; processes of a launcher share the questions.
+    """Ask a model all questions and count the right answers; processes of a launcher divide the questions among them.
 
     Args:
-        model: a ULLSAM with a language model, or `Answers` of another kind.
+        model: a ULLSAM with a language model, or `Answers` of another class.
         questions: from `synthetic_questions` or `read_questions`.
         method: "likelihood" (`score_options`), "generate" (`generate_answer`), or "official": as generate, with the
             benchmark's own prompt and its own way of reading the choice.
@@ -224,50 +205,51 @@ def run(
         InputError: no questions, one that contradicts itself, a model without language model, an unknown method or
             image condition, nothing to shuffle, or `answers` belongs to another run.
     """
+    from tqdm import tqdm
+
     _check(questions, method, image)
     participant = model if hasattr(model, "score") else _OurAnswers(model)
-    shown = shuffle_images(questions, seed) if image == "shuffled" else questions
-    settings = {"method": method, "image": image, "seed": seed, "max_new_tokens": max_new_tokens}
-    about = {"model": participant.name, "questions": _digest(questions)} if answers else {}
-    rows = _ask_all(participant, shown, settings, AnswerFile(answers, about | settings) if answers else None, progress)
-    correct = np.array([row["correct"] for row in rows])
+    asked = shuffle_images(questions, seed) if image == "shuffled" else questions
+    file, done, new = None, {}, []
+    if answers:
+        texts = repr([(q.key_question, q.key_image, q.question, q.choices) for q in questions])
+        settings = {"model": participant.name, "questions": zlib.crc32(texts.encode())}
+        settings |= {"method": method, "image": image, "seed": seed, "max_new_tokens": max_new_tokens}
+        file = AnswerFile(answers, settings)
+        done = file.read(asked)
+    left = local_items([(i, q) for i, q in enumerate(asked) if i not in done])
+    for index, question in tqdm(left, desc=f"{method}, image {image}", disable=not progress):
+        row = _ask(participant, question, method, image != "none", max_new_tokens)
+        if file:
+            file.add(index, row)
+        new.append((index, (index, row)))
+    done |= dict(gather_results(new))
+    if file:
+        file.finish(done)
+    rows = [done[i] for i in range(len(asked))]
+    per_task = {}
+    for task in TASKS:
+        hits = [row["correct"] for row in rows if row["task"] == task]
+        if hits:
+            per_task[task] = {"task_str": TASKS[task], "letter": LETTERS[task], "n": len(hits), **_accuracy(hits, seed)}
     return {
         "method": method,
         "image": image,
         "seed": seed,
         "n_questions": len(rows),
-        "accuracy": float(correct.mean()),
-        "interval": bootstrap_interval(correct, seed),
+        **_accuracy([row["correct"] for row in rows], seed),
         "chance": float(np.mean([1 / len(q.choices) for q in questions])),
-        "per_task": _per_task(rows, seed),
+        "per_task": per_task,
         "bad_response_rate": float(np.mean([row["predicted"] < 0 for row in rows])),
         "rows": rows,
     }
 
 
-def _digest(questions: Sequence[Question]) -> int:
-    """A number that tells sets of questions apart."""
-    return zlib.crc32(repr([(q.key_question, q.key_image, q.question, q.choices) for q in questions]).encode())
+def _accuracy(hits: list[bool], seed: int) -> dict:
+    return {"accuracy": float(np.mean(hits)), "interval": bootstrap_interval(hits, seed)}
 
 
-def _ask_all(participant: Answers, questions: Sequence[Question], settings: dict, file, progress: bool) -> list[dict]:
-    """One row per question, in order: from the file where it stands there, else asked by one of the processes."""
-    from tqdm import tqdm
-
-    done, rows = file.read(questions) if file else {}, []
-    left = local_items([(i, q) for i, q in enumerate(questions) if i not in done])
-    for index, question in tqdm(left, desc=f"{settings['method']}, image {settings['image']}", disable=not progress):
-        row = _row(participant, question, settings["method"], settings["image"] != "none", settings["max_new_tokens"])
-        if file:
-            file.add(index, row)
-        rows.append((index, row))
-    both = done | dict(gather_results([(i, (i, row)) for i, row in rows]))
-    if file:
-        file.finish(both)
-    return [both[i] for i in range(len(questions))]
-
-
-def _row(participant: Answers, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
+def _ask(participant: Answers, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
     """One question asked and judged."""
     if method == "likelihood":
         scores = participant.score(question, use_image)
@@ -287,22 +269,6 @@ def _row(participant: Answers, question: Question, method: str, use_image: bool,
     }
 
 
-def _per_task(rows: list[dict], seed: int) -> dict[int, dict]:
-    """Number of questions, accuracy and its interval of each task that occurs."""
-    by_task = {task: [row["correct"] for row in rows if row["task"] == task] for task in TASKS}
-    return {
-        task: {
-            "task_str": TASKS[task],
-            "letter": LETTERS[task],
-            "n": len(hits),
-            "accuracy": float(np.mean(hits)),
-            "interval": bootstrap_interval(hits, seed),
-        }
-        for task, hits in by_task.items()
-        if hits
-    }
-
-
 def difference(first: dict, second: dict, seed: int = 0) -> dict:
     """How much more often the first of two runs is right, question by question: mean and its 95 % interval."""
     gap = np.array([a["correct"] - b["correct"] for a, b in zip(first["rows"], second["rows"], strict=True)], float)
@@ -316,56 +282,94 @@ def shuffle_images(questions: Sequence[Question], seed: int = 0) -> list[Questio
         InputError: a question has no other with different images.
     """
     rng = np.random.default_rng(seed)
-    shown = []
+    shuffled = []
     for question in questions:
         others = [q for q in questions if q.key_image != question.key_image]
         if not others:
             raise InputError("All questions have the same images; give questions about at least two to shuffle them.")
         alike = [q for q in others if len(q.images_list) == len(question.images_list)]
         other = (alike or others)[rng.integers(len(alike or others))]
-        shown.append(replace(question, images_list=other.images_list, key_image=other.key_image))
-    return shown
-
-
-def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95, draws: int = 2000) -> list[float]:
-    """Estimate how far a mean may be off: draw n values again with replacement, and keep the middle of such means.
-
-    Args:
-        values: numbers or bool (n,), one per independent item.
-        seed, draws: of the random draws, and how many.
-        level: share of the means that the interval holds.
-
-    Returns:
-        [low, high].
-    """
-    values = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    outside = (1 - level) / 2
-    return [float(x) for x in np.quantile(values[picks].mean(1), (outside, 1 - outside))]
+        shuffled.append(replace(question, images_list=other.images_list, key_image=other.key_image))
+    return shuffled
 
 
 def _check(questions: Sequence[Question], method: str, image: str) -> None:
-    """Refuse what cannot be scored."""
+    """Refuse what cannot be scored, and questions that contradict themselves."""
     if method not in METHODS or image not in IMAGES:
-        raise InputError(
-            f"There is no method {method!r} with image {image!r}; use a method of {METHODS} and an image of {IMAGES}."
-        )
+        known = f"use a method of {METHODS} and an image of {IMAGES}"
+        raise InputError(f"There is no method {method!r} with image {image!r}; {known}.")
     if not len(questions):
         raise InputError("There are no questions; give at least one, for example synthetic_questions(30, seed=0).")
-    for question in questions:
-        _check_question(question)
+    for q in questions:
+        c, i = len(q.choices), q.correct_index
+        if not 2 <= c <= MOST_CHOICES or not 0 <= i < c or q.choices[i] != q.correct_answer:
+            raise InputError(
+                f"Question {q.key_question} has {c} choices, correct_index {i} and the answer "
+                f"{q.correct_answer!r}; give 2 to 5 choices and a correct_index from 0 that fits."
+            )
+        if q.task not in TASKS or not q.images_list:
+            raise InputError(
+                f"Question {q.key_question} has task {q.task} and {len(q.images_list)} images; "
+                "give a task of 1, 2 or 3 and at least one image."
+            )
 
 
-def _check_question(q: Question) -> None:
-    """Refuse a question that contradicts itself."""
-    c, i = len(q.choices), q.correct_index
-    if not 2 <= c <= MOST_CHOICES or not 0 <= i < c or q.choices[i] != q.correct_answer:
-        raise InputError(
-            f"Question {q.key_question} has {c} choices, correct_index {i} and the answer "
-            f"{q.correct_answer!r}; give 2 to 5 choices and a correct_index from 0 that fits."
-        )
-    if q.task not in TASKS or not q.images_list:
-        raise InputError(
-            f"Question {q.key_question} has task {q.task} and {len(q.images_list)} images; "
-            "give a task of 1, 2 or 3 and at least one image."
-        )
+class AnswerFile:
+    """The answers of a run, kept while they come in, so that a run that was stopped goes on.
+
+    A jsonl file: a line with the run's settings, then a line per answer; every process writes a part of its own.
+
+    Args:
+        path: the file; its parts, which are merged into it at the end, have the process's number before the suffix.
+        settings: what must be equal for the answers of an earlier run to count.
+    """
+
+    def __init__(self, path: str | Path, settings: dict):
+        self.path, self.settings = Path(path), settings
+        self.part = self.path.with_suffix(f".{distributed_state().process_index}.part")
+
+    def read(self, questions: Sequence[Question]) -> dict[int, dict]:
+        """Answers that are there already, by the place of their question; all processes read before one goes on.
+
+        Raises:
+            InputError: the file belongs to a run with other settings or questions, is damaged, or cannot be written.
+        """
+        found = {}
+        for path in (self.path, *self._parts()):
+            head, *rows = read_lines(path) or [{"settings": self.settings}]
+            if head.get("settings") != self.settings:
+                raise InputError(f"{path} holds answers of a run with other settings; name another file or delete it.")
+            for row in rows:
+                index = row.pop("index", -1)
+                if not 0 <= index < len(questions) or questions[index].key_question != row.get("key_question"):
+                    raise InputError(f"{path} holds answers to other questions; name another file or delete it.")
+                found[index] = row
+        distributed_state().wait_for_everyone()
+        if not read_lines(self.part, mend=True):
+            self._append({"settings": self.settings})
+        return found
+
+    def add(self, index: int, row: dict) -> None:
+        """Appends one answer at once."""
+        self._append({"index": index, **row})
+
+    def finish(self, rows: dict[int, dict]) -> None:
+        """Puts all answers into the one file, in the order of the questions, and removes the parts."""
+        distributed_state().wait_for_everyone()
+        if distributed_state().is_main_process:
+            lines = [{"settings": self.settings}, *({"index": i, **rows[i]} for i in sorted(rows))]
+            with whole(self.path) as new:
+                new.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+            for part in self._parts():
+                part.unlink()
+
+    def _append(self, row: dict) -> None:
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            with self.part.open("a", encoding="utf-8") as file:
+                append_line(file, row)
+        except OSError as error:
+            raise InputError(f"{self.part} cannot be written ({error.strerror}); name another file.") from error
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{escape(self.path.stem)}.[0-9]*.part"))

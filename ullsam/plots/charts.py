@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ullsam.data.io import write_atomic
 from ullsam.errors import InputError
+from ullsam.files import whole
 from ullsam.plots.overlays import PALETTE
 
 DPI = 80
@@ -42,7 +42,7 @@ ARM_LABELS = {
     "coarse": "coarse features of\nanother image",
     "features": "all features of\nanother image",
 }
-SHARE_LABELS = {
+FRACTION_LABELS = {
     "constant": "always the same",
     "place": "differs between places, not images",
     "image": "differs between images, not places",
@@ -58,10 +58,12 @@ class Picture(Figure):
         raw = io.BytesIO()
         self.savefig(raw, format="png", dpi=self.dpi)
         picture = Image.open(raw).convert("RGB")
-        forms = [_encoded(picture, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)]
-        if picture.getcolors(FEW_COLOURS):
-            forms.append(_encoded(picture.quantize(256, dither=Image.Dither.NONE), "PNG", optimize=True))
-        return min(forms, key=len)
+        jpeg, png = io.BytesIO(), io.BytesIO()
+        picture.save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+        if not picture.getcolors(FEW_COLOURS):
+            return jpeg.getvalue()
+        picture.quantize(256, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
+        return min(jpeg.getvalue(), png.getvalue(), key=len)
 
     def save(self, path: str | Path) -> None:
         """The figure as a PNG file, in one step.
@@ -69,21 +71,15 @@ class Picture(Figure):
         Raises:
             InputError: the folder does not exist.
         """
-        raw = io.BytesIO()
-        self.savefig(raw, format="png", dpi=2 * self.dpi)
-        write_atomic(Path(path), raw.getvalue())
+        if not Path(path).parent.is_dir():
+            raise InputError(f"The folder {Path(path).parent} does not exist; create it first.")
+        with whole(path) as part:
+            self.savefig(part, format="png", dpi=2 * self.dpi)
 
     def _ipython_display_(self) -> None:
-        from IPython.display import Image as Shown
-        from IPython.display import display
+        from IPython import display
 
-        display(Shown(data=self.image_bytes()))
-
-
-def _encoded(picture: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
+        display.display(display.Image(data=self.image_bytes()))
 
 
 def show_curves(logs: list[dict] | dict[str, list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 9) -> Figure:
@@ -104,22 +100,18 @@ def show_curves(logs: list[dict] | dict[str, list[dict]], keys: Sequence[str] = 
     figure = Picture(figsize=((PANEL + 0.8) * len(keys), PANEL), dpi=DPI, layout="constrained")
     for ax, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for (name, lines), colour in zip(runs.items(), _line_colours(len(runs)), strict=True):
-            if lines := [line for line in lines if key in line]:
-                _curve(ax, lines, key, name, colour, smooth)
-        _plain_axes(ax, "step", key)
+            if not (lines := [line for line in lines if key in line]):
+                continue
+            steps, values = (np.array([line[k] for line in lines], dtype=float) for k in ("step", key))
+            width = max(1, min(smooth, len(values)))
+            if width > 1:
+                ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            sums, counts = (np.convolve(x, np.ones(width), "same") for x in (values, np.ones_like(values)))
+            ax.plot(steps, sums / counts, color=colour, linewidth=1.8, label=name)
+        plain_axes(ax, "step", key)
         if any(runs):
             ax.legend(fontsize=FONT, frameon=False)
     return figure
-
-
-def _curve(ax: Axes, lines: list[dict], key: str, name: str, colour, smooth: int) -> None:
-    steps, values = (np.array([line[k] for line in lines], dtype=float) for k in ("step", key))
-    width = max(1, min(smooth, len(values)))
-    if width > 1:
-        ax.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    kernel = np.ones(width)
-    sums, counts = (np.convolve(x, kernel, "same") for x in (values, np.ones_like(values)))
-    ax.plot(steps, sums / counts, color=colour, linewidth=1.8, label=name)
 
 
 def _line_colours(count: int) -> list:
@@ -127,7 +119,8 @@ def _line_colours(count: int) -> list:
     return [PALETTE[order[i % len(order)]] / 255 for i in range(count)]
 
 
-def _plain_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
+def plain_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
+    """Small labels, and no frame above and on the right."""
     ax.set_xlabel(xlabel, fontsize=FONT)
     ax.set_ylabel(ylabel, fontsize=FONT)
     ax.tick_params(labelsize=FONT - 1)
@@ -152,33 +145,23 @@ def show_scores(
     figure = Picture(figsize=(inches, PANEL + 0.3), dpi=DPI, layout="constrained")
     ax = figure.subplots()
     for k, (model, colour) in enumerate(zip(models, _line_colours(len(models)), strict=True)):
-        offset = (k - (len(models) - 1) / 2) * width
-        _bars(ax, [row.get(model) for row in scores.values()], offset, width, colour, model)
-        if paper:
-            _diamonds(ax, [paper.get(data, {}).get(model) for data in scores], offset)
+        x = np.arange(len(scores)) + (k - (len(models) - 1) / 2) * width
+        heights = [math.nan if row.get(model) is None else row[model] for row in scores.values()]
+        texts = ["" if math.isnan(v) else f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" for v in heights]
+        ax.bar_label(ax.bar(x, heights, 0.92 * width, color=colour, label=model), texts, fontsize=FONT - 2, padding=2)
+        for place, data in zip(x, scores, strict=True):
+            if (value := (paper or {}).get(data, {}).get(model)) is not None:
+                ax.scatter(place, value, 28, "white", marker="D", edgecolors="black", zorder=3)
     if paper:
         ax.scatter([], [], 28, "white", marker="D", edgecolors="black", label="paper")
     ax.set_xticks(range(len(scores)), ["\n".join(textwrap.wrap(name, 16)) for name in scores])
-    _plain_axes(ax, "", ylabel)
+    plain_axes(ax, "", ylabel)
     ax.set_xlim(-0.6, len(scores) - 0.4)
     ax.margins(y=0.12)
     figure.legend(loc="outside upper center", ncols=min(4, len(models) + bool(paper)), fontsize=FONT, frameon=False)
     if title:
         ax.set_title(title, fontsize=FONT + 1)
     return figure
-
-
-def _bars(ax: Axes, values: list, offset: float, width: float, colour, label: str) -> None:
-    heights = [math.nan if value is None else value for value in values]
-    bars = ax.bar(np.arange(len(values)) + offset, heights, 0.92 * width, color=colour, label=label)
-    texts = ["" if math.isnan(v) else f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" for v in heights]
-    ax.bar_label(bars, texts, fontsize=FONT - 2, padding=2)
-
-
-def _diamonds(ax: Axes, values: list, offset: float) -> None:
-    for x, value in enumerate(values):
-        if value is not None:
-            ax.scatter(x + offset, value, 28, "white", marker="D", edgecolors="black", zorder=3)
 
 
 def show_knowledge(result: dict) -> Figure:
@@ -191,7 +174,7 @@ def show_knowledge(result: dict) -> Figure:
     read, used, varied = figure.subplots(1, 3, width_ratios=(1.1, 0.9, 0.9))
     _probe_lines(read, result["probes"])
     _mask_bars(used, result["masks"])
-    _share_bars(varied, result["shares"])
+    _fraction_bars(varied, result["shares"])
     return figure
 
 
@@ -205,7 +188,7 @@ def _probe_lines(ax: Axes, probes: dict) -> None:
         ax.errorbar(x, means, whiskers, color=colour, marker="o", markersize=4, capsize=2, label=ANSWERS[name])
         ax.plot((-0.3, 3.3), [probes[name]["chance"]] * 2, color=colour, linestyle=":", linewidth=1.2)
     ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
-    _plain_axes(ax, "", "share right (dotted: by chance)")
+    plain_axes(ax, "", "share right (dotted: by chance)")
     ax.set_ylim(0, 1.02)
     ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     ax.set_title("What a linear layer reads off each step", fontsize=FONT + 1)
@@ -226,18 +209,18 @@ def _mask_bars(ax: Axes, masks: dict) -> None:
         text = f"{masks[arm]['dice_change']['mean']:+.3f}, {100 * masks[arm]['moved']['mean']:.0f} % of area"
         ax.text(1.02, y, text, fontsize=FONT - 1, va="center", transform=ax.get_yaxis_transform())
     ax.axvline(0, color="black", linewidth=0.8)
-    _plain_axes(ax, "change of Dice, and how much of the masks' area moves", "")
+    plain_axes(ax, "change of Dice, and how much of the masks' area moves", "")
     ax.set_title("Masks when knowledge (gray: something else) is exchanged", fontsize=FONT + 1)
 
 
-def _share_bars(ax: Axes, shares: dict) -> None:
+def _fraction_bars(ax: Axes, shares: dict) -> None:
     """One bar per step, divided into what is the same everywhere and what differs."""
     bottom = np.zeros(len(shares))
-    for (key, label), colour in zip(SHARE_LABELS.items(), ("#bbbbbb", *_line_colours(3)), strict=True):
+    for (key, label), colour in zip(FRACTION_LABELS.items(), ("#bbbbbb", *_line_colours(3)), strict=True):
         heights = np.array([shares[step][key]["mean"] for step in shares])
         ax.bar(range(len(shares)), heights, 0.7, bottom, color=colour, label=label)
         bottom += heights
     ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
-    _plain_axes(ax, "", "share of the mean square")
+    plain_axes(ax, "", "share of the mean square")
     ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     ax.set_title("How varied each step is", fontsize=FONT + 1)

@@ -17,27 +17,9 @@ from matplotlib.patches import Patch, Rectangle
 from ullsam.data.corpus import Sample
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves, show_scores
-from ullsam.plots.overlays import instance_colours, outline, overlay
+from ullsam.plots.charts import DPI, FONT, PANEL, Picture
+from ullsam.plots.overlays import outline, overlay
 from ullsam.sbr import SbrPoints, SbrRegions
-
-__all__ = [
-    "compare_masks",
-    "contact_sheet",
-    "instance_colours",
-    "outline",
-    "overlay",
-    "panel_grid",
-    "pca_map",
-    "show_curves",
-    "show_feature_maps",
-    "show_images",
-    "show_masks",
-    "show_sbr",
-    "show_scores",
-    "show_similarity",
-    "similarity_map",
-]
 
 TITLE_WIDTH = 40  # characters of a title that fit a panel
 INSIDE, OUTSIDE = "#1a9850", "#d7191c"
@@ -133,28 +115,28 @@ def show_masks(
     if truth is not None:
         picture = outline(picture, truth)
     _panel(ax, picture, title)
-    _draw_boxes(ax, boxes)
-    _draw_points(ax, points, point_labels)
+    for x0, y0, x1, y1 in np.asarray([] if boxes is None else boxes, dtype=float).reshape(-1, 4):
+        for width, colour in ((3, "black"), (1.4, "white")):
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
+    if points is not None:
+        draw_points(ax, points, point_labels)
     return ax.figure
 
 
-def _draw_points(ax: Axes, points, point_labels=None, size: float = 36) -> None:
-    """Green circles and red crosses, white edges."""
-    if points is None:
-        return
+def draw_points(ax: Axes, points, point_labels=None, size: float = 36) -> None:
+    """Points (P, 2) or (I, P, 2) as green circles (label 1, the default) and red crosses (label 0) with white edges."""
     xy = np.asarray(points, dtype=float).reshape(-1, 2)  # (I, P, 2) -> (I * P, 2)
-    kinds = np.ones(len(xy)) if point_labels is None else np.asarray(point_labels).reshape(-1)
-    for kind, marker, colour in ((0, "X", OUTSIDE), (1, "o", INSIDE)):
-        chosen = xy[kinds == kind]
-        ax.scatter(*chosen.T, size, colour, marker=marker, edgecolors="white", linewidths=0.8, zorder=3)
+    labels = np.ones(len(xy)) if point_labels is None else np.asarray(point_labels).reshape(-1)
+    for label, marker, colour in ((0, "X", OUTSIDE), (1, "o", INSIDE)):
+        ax.scatter(*xy[labels == label].T, size, colour, marker=marker, edgecolors="white", linewidths=0.8, zorder=3)
 
 
-def _draw_boxes(ax: Axes, boxes) -> None:
-    if boxes is None:
-        return
-    for x0, y0, x1, y1 in np.asarray(boxes, dtype=float).reshape(-1, 4):
-        for width, colour in ((3, "black"), (1.4, "white")):
-            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
+def square_around(mask: np.ndarray, side: int) -> tuple[slice, slice]:
+    """Rows and columns of a square around a bool mask (H, W), moved into the image and made smaller where it must be."""
+    side = int(min(side, *mask.shape))
+    middles = ((v.min() + v.max() + 1) / 2 for v in np.nonzero(mask))
+    starts = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middles, mask.shape, strict=True))
+    return tuple(slice(start, start + side) for start in starts)
 
 
 def compare_masks(
@@ -201,8 +183,8 @@ def pca_map(features) -> np.ndarray:
     parts = x @ axes.T
     parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))  # fewer than three channels
     low, high = np.percentile(parts, (1, 99), axis=0)
-    shown = (parts - low) / np.maximum(high - low, 1e-9)
-    return np.round(255 * shown.clip(0, 1)).astype(np.uint8).reshape(*array.shape[1:], 3)
+    stretched = (parts - low) / np.maximum(high - low, 1e-9)
+    return np.round(255 * stretched.clip(0, 1)).astype(np.uint8).reshape(*array.shape[1:], 3)
 
 
 def show_feature_maps(maps: dict, image: np.ndarray | None = None) -> Figure:
@@ -251,13 +233,13 @@ def show_similarity(image: np.ndarray, knowledge, patches: Sequence[tuple[int, i
     _panel(axes[0, 0], picture, "image")
     low = min(0.0, *(m.min() for m in maps))
     for ax, values, (x, y), patch in zip(axes[0, 1:], maps, where, patches, strict=True):
-        shown = ax.imshow(values, cmap="viridis", vmin=low, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+        drawn = ax.imshow(values, cmap="viridis", vmin=low, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
         ax.set_xlim(-0.5, picture.shape[1] - 0.5)
         ax.set_ylim(picture.shape[0] - 0.5, -0.5)
         ax.set_title(f"similarity to row {patch[0]}, column {patch[1]}", fontsize=FONT)
         for target in (axes[0, 0], ax):
             target.scatter(x, y, 60, "white", marker="*", edgecolors="black", linewidths=0.8)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.9, pad=0.01)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.01)
     bar.ax.tick_params(labelsize=FONT - 1)
     return figure
 
@@ -292,23 +274,11 @@ def show_sbr(
     ax = axes[0, 0]
     _panel(ax, picture, title, interpolation="nearest")
     if points is not None:
-        _draw_points(ax, points.points, points.labels)
-    if margin is not None:
-        _zoom(ax, labels == instance, margin)
+        draw_points(ax, points.points, points.labels)
+    if margin is not None and (labels == instance).any():
+        extent = max(np.ptp(v) for v in np.nonzero(labels == instance))
+        rows, columns = square_around(labels == instance, extent + 2 * margin + 1)
+        ax.set(xlim=(columns.start - 0.5, columns.stop - 0.5), ylim=(rows.stop - 0.5, rows.start - 0.5))
     handles = [Patch(facecolor=np.array(c) / 255, edgecolor="gray", linewidth=0.5, label=n) for n, c in names.items()]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=FONT, frameon=False)
     return figure
-
-
-def _zoom(ax: Axes, mask: np.ndarray, margin: int) -> None:
-    """Shows a square around the mask, moved into the image where it fits."""
-    rows, columns = np.nonzero(mask)
-    if not len(rows):
-        return
-    side = min(max(np.ptp(rows), np.ptp(columns)) + 2 * margin + 1, *mask.shape)
-    y0, x0 = (
-        np.clip((np.min(v) + np.max(v) - side) / 2, -0.5, n - side - 0.5)
-        for v, n in zip((rows, columns), mask.shape, strict=True)
-    )
-    ax.set_xlim(x0, x0 + side)
-    ax.set_ylim(y0 + side, y0)

@@ -11,19 +11,8 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 
 # colour-blind-friendly (after Okabe and Ito, and Tol); yellow and its like are kept for the truth
-PALETTE = np.array(
-    [
-        (86, 180, 233),
-        (213, 94, 0),
-        (0, 158, 115),
-        (204, 121, 167),
-        (0, 114, 178),
-        (255, 170, 187),
-        (170, 68, 153),
-        (120, 220, 190),
-    ],
-    dtype=np.uint8,
-)
+COLOURS = "56b4e9 d55e00 009e73 cc79a7 0072b2 ffaabb aa4499 78dcbe"
+PALETTE = np.frombuffer(bytes.fromhex(COLOURS), dtype=np.uint8).reshape(-1, 3)
 YELLOW = (255, 225, 25)
 
 
@@ -33,18 +22,7 @@ def instance_colours(labels: np.ndarray) -> dict[int, tuple[int, int, int]]:
     Args:
         labels: integer (H, W), 0 background. An id whose colour a lower id within 3 pixels has takes the next one.
     """
-    near, chosen = _neighbours(labels), {}
-    for i in (int(x) for x in np.unique(labels) if x):
-        taken = {chosen.get(j) for j in near[i]}
-        order = [(i - 1 + step) % len(PALETTE) for step in range(len(PALETTE))]
-        chosen[i] = next((k for k in order if k not in taken), order[0])
-    return {i: tuple(int(v) for v in PALETTE[k]) for i, k in chosen.items()}
-
-
-def _neighbours(labels: np.ndarray) -> dict[int, set[int]]:
-    """Ids that come as near as 3 pixels to each id."""
-    near = defaultdict(set)
-    h, w = labels.shape
+    near, chosen, (h, w) = defaultdict(set), {}, labels.shape
     for dy, dx in ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3)):
         a = labels[: h - dy, max(0, -dx) : w - max(0, dx)]
         b = labels[dy:, max(0, dx) : w + min(0, dx)]
@@ -52,7 +30,11 @@ def _neighbours(labels: np.ndarray) -> dict[int, set[int]]:
         for i, j in np.unique(np.stack([a[meet], b[meet]], axis=1), axis=0).tolist():
             near[i].add(j)
             near[j].add(i)
-    return near
+    for i in (int(x) for x in np.unique(labels) if x):
+        taken = {chosen.get(j) for j in near[i]}
+        order = [(i - 1 + step) % len(PALETTE) for step in range(len(PALETTE))]
+        chosen[i] = next((k for k in order if k not in taken), order[0])
+    return {i: tuple(int(v) for v in PALETTE[k]) for i, k in chosen.items()}
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.ndarray:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import html
 import io
+import ipaddress
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -18,6 +22,7 @@ import cv2
 import ipywidgets
 import numpy as np
 
+from ullsam.data.decode import open_tiff
 from ullsam.data.io import IMAGE_SUFFIXES, png
 from ullsam.data.synthetic import generate
 from ullsam.errors import InputError
@@ -31,6 +36,11 @@ MEGAPIXELS = 50  # of one page; a small file can hold a large picture
 RESULT = 640  # longer side of the result picture, pixels
 RESULTS = ("tiff", "roi", "overlay", "csv")  # what the downloaded file holds
 EXAMPLE = "example.png"
+NOTEBOOK = "notebooks/app.ipynb"
+SESSIONS = 8  # pages at once; each has a kernel with the models, about 0.9 GB
+IDLE = 30 * 60  # seconds without a gesture after which a page's kernel ends
+SWEEP = 10  # seconds between two looks for kernels that can end
+CONVERT = "from ullsam.llm import smollm2_folder; smollm2_folder()"  # takes half a minute where it was never done
 WELCOME = "Or drop it here: png, jpg, tif or bmp, up to {} MB."
 
 
@@ -55,11 +65,11 @@ class App:
         self.files = FileExchange(self.open, self.add_labels, self.open_example, self.results, limit, alone)
         self._result = ipywidgets.Image(format="jpeg", layout={"width": "100%", "height": "auto"})
         self._table = ipywidgets.HTML()
-        self._place = ipywidgets.VBox(layout={"flex": "3 1 560px", "min_width": "min(100%, 280px)"})
+        self._left = ipywidgets.VBox(layout={"flex": "3 1 560px", "min_width": "min(100%, 280px)"})
         column = {"flex": "1 1 280px", "min_width": "min(100%, 280px)", "max_width": "640px"}
         result = ipywidgets.VBox([ipywidgets.HTML("<b>Result</b>"), self._result, self._table], layout=column)
         row = {"flex_flow": "row wrap", "grid_gap": "8px 24px", "margin": "8px 0 0", "display": "none"}
-        self._work = ipywidgets.HBox([self._place, result], layout=row)
+        self._work = ipywidgets.HBox([self._left, result], layout=row)
         self.view = ipywidgets.VBox([self.files, self._work], layout={"overflow": "visible"})  # the page
         self.files.tell(WELCOME.format(limit))
 
@@ -110,17 +120,24 @@ class App:
             InputError: nothing is saved yet.
         """
         self._keep()
-        content = _zip(self._results)
-        if content is None:
+        files = sorted(p for p in self._results.rglob("*") if p.is_file())
+        if not files:
             raise InputError("There is nothing to download yet; click on an object and save it first.")
-        return "ullsam_results.zip", content
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.relative_to(self._results))
+        return "ullsam_results.zip", buffer.getvalue()
 
     def end(self) -> None:
         """Removes everything that was uploaded."""
         self._folder.cleanup()
 
-    def _store(self, name: str, data: bytes) -> Path:
-        """The upload as a file in a folder of its own; two of the same name never meet."""
+    def _use(self, name: str, data: bytes, act: Callable[[Path], None]) -> None:
+        """Does something with an uploaded file; what goes wrong is one sentence without a path of this machine.
+
+        The file lies in a folder of its own: two of the same name never meet, and none lies beside another one.
+        """
         plain = re.sub(r"[^\w .()+-]", "_", Path(name.replace("\\", "/")).name).lstrip(". ")[-80:]
         if Path(plain).suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(
@@ -130,11 +147,6 @@ class App:
         path = Path(self._folder.name, str(self._uploads), plain)
         path.parent.mkdir()
         path.write_bytes(data)
-        return path
-
-    def _use(self, name: str, data: bytes, act: Callable[[Path], None]) -> None:
-        """Does something with an uploaded file; what goes wrong is one sentence without a path of this machine."""
-        path = self._store(name, data)
         try:
             check_size(path)
             act(path)
@@ -153,12 +165,13 @@ class App:
         click = _Click(self._models, path, self._plain, self._refresh)
         self._keep()
         old, self.click, self._saved, self.files.opened = self.click, click, [], True
-        self._place.children, self._work.layout.display = [click], "flex"
+        self._left.children, self._work.layout.display = [click], "flex"
         if old is not None:
             old.close()
         self._refresh()
         height, width = click.session.size
-        pages = f", {click.session.pages} pages" if click.session.pages > 1 else ""
+        count = click.session.pages.count
+        pages = f", {count} pages" if count > 1 else ""
         self.files.tell(f"{path.name}: {width} x {height} pixels{pages}. Click on an object below.")
 
     def _keep(self) -> None:
@@ -196,7 +209,7 @@ class _Click(ClickToSegment):
         super().__init__(models, path, project=False)
         self._changed = changed
 
-    def export(self, folder=None, kinds=("tiff",)):
+    def export(self, folder=None, formats=("tiff",)):
         """Not here: the app has a download."""
         raise InputError("Use Download results above the picture.")
 
@@ -216,41 +229,90 @@ def with_current(labels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 def check_size(path: Path, megapixels: int = MEGAPIXELS) -> None:
-    """Refuses a picture that is too large before it is decoded.
+    """Refuses a picture that is too large before it is decoded, by the size that the file announces.
 
     Raises:
         InputError: too many pixels, or a file that is no image.
     """
-    width, height = _page_size(path)
+    from PIL import Image, UnidentifiedImageError
+    from tifffile import TiffFileError
+
+    try:
+        with open_tiff(path) as tif:  # the largest page counts
+            sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in tif.series]
+            width, height = max(sizes, key=lambda size: size[0] * size[1])
+    except TiffFileError:  # another format
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.") from error
     if width * height > megapixels * 10**6:
         raise InputError(
             f"{path} has {width} x {height} pixels and the limit is {megapixels} megapixels; crop it or save it smaller."
         )
 
 
-def _page_size(path: Path) -> tuple[int, int]:
-    """Width and height that a file announces; of a tif the largest page's."""
-    import tifffile
-    from PIL import Image, UnidentifiedImageError
+def serve(
+    notebook: str | Path = NOTEBOOK,
+    host: str = "127.0.0.1",
+    port: int = 8866,
+    sessions: int = SESSIONS,
+    browser: bool = False,
+) -> None:
+    """Serves a notebook until it is interrupted.
 
+    Kernels compute with one thread each, so that eight of them share two cores fairly, and keep their files in a folder
+    that is removed when the server ends.
+
+    Args:
+        notebook: the file.
+        host: where to listen; other machines reach the app only if this is not the default.
+        port: where to listen.
+        sessions: pages at once.
+        browser: opens one.
+
+    Raises:
+        InputError: Voila is not installed, or there is no such notebook.
+    """
     try:
-        with tifffile.TiffFile(path) as tif:
-            sizes = [(series.keyframe.imagewidth, series.keyframe.imagelength) for series in tif.series]
-            return max(sizes, key=lambda size: size[0] * size[1])
-    except tifffile.TiffFileError:
-        pass  # another format
+        from voila.app import Voila
+    except ImportError as error:
+        raise InputError("Voila is not installed; run: pip install voila") from error
+    if not Path(notebook).is_file():
+        raise InputError(f"There is no notebook {notebook}; run this in the repository's folder, or name the file.")
+    with tempfile.TemporaryDirectory(prefix="ullsam_app_", ignore_cleanup_errors=True) as folder:
+        os.environ.update(TMPDIR=folder, OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")  # kernels inherit them
+        tempfile.tempdir = folder
+        # once for all, not by each of the first pages; if it fails the page says why
+        subprocess.run([sys.executable, "-c", CONVERT], stderr=subprocess.DEVNULL, check=False)
+        Voila.launch_instance([str(notebook)], config=settings(host, port, sessions, browser))
+
+
+def settings(host: str, port: int, sessions: int, browser: bool):
+    """Voila's settings, a traitlets Config: no file is handed out, no page runs code of its own, idle kernels end."""
+    from traitlets.config import Config
+
+    config = Config()
+    config.Voila.ip, config.Voila.port, config.Voila.port_retries = host, port, 0
+    config.Voila.open_browser = browser
+    config.Voila.tornado_settings = {"allow_remote_access": not is_loopback(host)}
+    config.VoilaConfiguration.file_allowlist = []
+    config.VoilaConfiguration.allow_template_override = "NO"
+    config.VoilaConfiguration.allow_theme_override = "NO"
+    config.VoilaConfiguration.show_tracebacks = False
+    config.VoilaConfiguration.show_margins = False
+    config.VoilaConfiguration.multi_kernel_manager_class = "ullsam.widgets.kernels.PageKernels"
+    config.PageKernels.limit = sessions
+    config.PageKernels.cull_idle_timeout = IDLE
+    config.PageKernels.cull_interval = SWEEP
+    config.PageKernels.cull_connected = True
+    return config
+
+
+def is_loopback(host: str) -> bool:
+    """The address is this machine's own, which no other machine reaches."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.") from error
-
-
-def _zip(folder: Path) -> bytes | None:
-    """All files of a folder, by their names in it; None where there is none."""
-    buffer = io.BytesIO()
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in files:
-            archive.write(file, file.relative_to(folder))
-    return buffer.getvalue() if files else None
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

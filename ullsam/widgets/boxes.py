@@ -41,7 +41,7 @@ class BoxToSegment(Live):
     def __init__(self, model, image: np.ndarray, classes: tuple[str, ...] = ("object",), vlk: bool = True):
         self.classes: tuple[str, ...] = ()
         for name in (classes,) if isinstance(classes, str) else classes:
-            self.classes += (self._new_class(name),)
+            self._add_class(name)
         if not self.classes:
             raise InputError("There is no class; give at least one name, for example classes=('nucleus',).")
         self.predictor, self.image = own_predictor(model, image), to_rgb8(image)
@@ -82,26 +82,18 @@ class BoxToSegment(Live):
 
     @property
     def class_labels(self) -> np.ndarray:
-        """int32 (H, W): 0 background, 1.. the place of the pixel's class in `classes`."""
+        """int32 (H, W): 0 background, 1.. the position of the pixel's class in `classes`."""
         table = np.array([0, *(self.classes.index(name) + 1 for name in self.names)], np.int32)
         return table[self.labels]
 
     def table(self) -> list[dict]:
         """One row per box: number, class, the box, its mask's area in pixels, and the model's own score."""
-        rows = zip(self._rows, self.masks, self.scores, strict=True)
-        return [
-            {
-                "number": i,
-                "class": name,
-                "x0": box[0],
-                "y0": box[1],
-                "x1": box[2],
-                "y1": box[3],
-                "area": int(mask.sum()),
-                "score": round(float(score), 3),
-            }
-            for i, ((box, name), mask, score) in enumerate(rows, 1)
-        ]
+        rows = []
+        for number, ((box, name), mask, score) in enumerate(zip(self._rows, self.masks, self.scores, strict=True), 1):
+            edges = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+            measured = {"area": int(mask.sum()), "score": round(float(score), 3)}
+            rows.append({"number": number, "class": name, **edges, **measured})
+        return rows
 
     @gesture
     def add_box(self, x0: float, y0: float, x1: float, y1: float, name: str | None = None) -> int:
@@ -137,7 +129,7 @@ class BoxToSegment(Live):
             bboxes: dicts with x, y (upper left corner), width, height in image pixels counted from the image's edge, and
                 label. A box below 2 pixels (one just begun) or outside the image is passed over and counted in `skipped`.
         """
-        rows = [(_pixels(b), b.get("label") or self.label) for b in bboxes]
+        rows = [(from_browser(b), b.get("label") or self.label) for b in bboxes]
         usable = tuple(row for row in rows if self._usable(row[0]))
         self._take(usable)
         self.skipped = len(rows) - len(usable)
@@ -150,8 +142,7 @@ class BoxToSegment(Live):
     @gesture
     def add_class(self, name: str) -> None:
         """A new class, which the next box gets."""
-        self.classes += (self._new_class(name),)
-        self.label = self.classes[-1]
+        self.label = self._add_class(name)
 
     @gesture
     def toggle_vlk(self) -> None:
@@ -178,27 +169,16 @@ class BoxToSegment(Live):
         tinted = overlay(self.image, areas)
         tinted = np.where(areas[..., None] > 0, outline(tinted, self.labels, WHITE), tinted)  # parts touching neighbours
         show_masks(tinted, boxes=self.boxes if self._rows else None, title="boxes and masks", ax=axes[0, 0])
+        style = {"fontsize": FONT - 2, "color": "white", "va": "bottom", "clip_on": True}
         for i, (x0, y0, *_) in enumerate(self.boxes, 1):
-            axes[0, 0].text(
-                x0,
-                y0,
-                f" {i} ",
-                fontsize=FONT - 2,
-                color="white",
-                va="bottom",
-                clip_on=True,
-                bbox={"facecolor": "black", "pad": 0.5, "linewidth": 0},
-            )
-        colours = instance_colours(areas)
+            axes[0, 0].text(x0, y0, f" {i} ", bbox={"facecolor": "black", "pad": 0.5, "linewidth": 0}, **style)
         handles = [
-            Patch(facecolor=np.array(colours[k]) / 255, label=f"{name} ({self.names.count(name)})")
-            for k, name in enumerate(self.classes, 1)
-            if k in colours
+            Patch(facecolor=np.array(colour) / 255, label=f"{self.classes[k - 1]} ({self.names.count(self.classes[k - 1])})")
+            for k, colour in sorted(instance_colours(areas).items())
         ]
         if handles:
-            figure.legend(
-                handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=FONT - 1, frameon=False
-            )
+            options = {"ncols": min(3, len(handles)), "fontsize": FONT - 1, "frameon": False}
+            figure.legend(handles=handles, loc="outside lower center", **options)
         return figure
 
     def _take(self, rows: tuple, fresh: bool = False) -> None:
@@ -245,10 +225,11 @@ class BoxToSegment(Live):
             raise InputError(f"There is no class {name!r}; choose one of {', '.join(self.classes)}, or use add_class.")
         return name
 
-    def _new_class(self, name: str) -> str:
+    def _add_class(self, name: str) -> str:
         name = str(name).strip()
         if not name or name in self.classes:
             raise InputError(f"{name!r} cannot be a new class; give a name that is not empty and not there already.")
+        self.classes += (name,)
         return name
 
     def _build_view(self) -> ipywidgets.Widget:
@@ -280,13 +261,13 @@ class BoxToSegment(Live):
 
     def _draw(self) -> None:
         if not self.skipped:  # a box that is just being dragged stays as it is
-            self._canvas.bboxes = [_corner(box, name, self._scale) for box, name in self._rows]
+            self._canvas.bboxes = [to_browser(box, name, self._scale) for box, name in self._rows]
         self._canvas.classes, self._canvas.label = list(self.classes), self.label
         self._knowledge.value = self.vlk
         self._result.value = png_bytes(self.figure(), RESULT_DPI)
 
 
-def _pixels(bbox: dict) -> tuple[float, float, float, float]:
+def from_browser(bbox: dict) -> tuple[float, float, float, float]:
     """x, y, width, height from the image's edge -> centres of the outermost pixels, which are whole numbers."""
     try:
         x, y, width, height = (float(bbox[k]) for k in ("x", "y", "width", "height"))
@@ -295,7 +276,7 @@ def _pixels(bbox: dict) -> tuple[float, float, float, float]:
         raise InputError(f"{bbox} is no box; give finite numbers for x, y, width and height.") from error
 
 
-def _corner(box: tuple, name: str, scale: float) -> dict:
-    """The inverse of `_pixels`, in browser pixels."""
+def to_browser(box: tuple, name: str, scale: float) -> dict:
+    """The inverse of `from_browser`, with `scale` browser pixels for one of the image."""
     x0, y0, x1, y1 = box
     return {"x": x0 * scale, "y": y0 * scale, "width": (x1 - x0 + 1) * scale, "height": (y1 - y0 + 1) * scale, "label": name}

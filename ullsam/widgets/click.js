@@ -184,7 +184,7 @@ function settings(link, stage) {
 function exporter(link) {
   const kinds = link.shown.exports.map(([kind, words]) => ({ kind, ...check(words, "", () => refresh()) }));
   const go = button("Export", "Write the chosen files", () =>
-    link.send("export", { kinds: kinds.filter((k) => k.input.checked).map((k) => k.kind) }));
+    link.send("export", { formats: kinds.filter((k) => k.input.checked).map((k) => k.kind) }));
   const folder = h("p", { className: "ullsam-hint" });
   kinds[0]?.set(true);
   const refresh = () => {

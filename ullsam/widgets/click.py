@@ -1,16 +1,19 @@
 """Click to segment: the widget of a `ClickSession` in a notebook.
 
-The session does the work. `ClickToSegment` passes every gesture on to it, whether it comes from the mouse or from a line of
-Python, and sends the browser what has changed: the picture as JPEG, masks as compressed bytes, the rest as a small dict.
+The session does the work. `GESTURES` says which of its methods a person can ask for. `ClickToSegment` has a method of the
+same name for each, which the mouse calls as well as a line of Python, and sends the browser what has changed: the picture as
+JPEG, masks as compressed bytes, the rest as a small dict.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import anywidget
 import cv2
@@ -25,30 +28,7 @@ from ullsam.widgets.session import ClickSession
 PICTURE = 2048  # longer side of the picture and the mask in the browser, pixels; larger ones are shrunk for display only
 GHOSTS = 1024  # longer side of the layer with saved instances
 COLORING = 512  # longer side of the label map in which neighbours are looked for
-GESTURES = {  # what the browser may ask for, and the values it may send along
-    "click": ("x", "y", "positive", "grab"),
-    "move_point": ("index", "x", "y"),
-    "set_box": ("x0", "y0", "x1", "y1"),
-    "clear_box": (),
-    "undo": (),
-    "redo": (),
-    "clear": (),
-    "save_instance": (),
-    "select": ("number",),
-    "rename": ("number", "name"),
-    "delete": ("number",),
-    "edit": ("number",),
-    "toggle_vlk": (),
-    "toggle_negatives": (),
-    "set_candidate": ("k",),
-    "set_model": ("name",),
-    "set_page": ("z",),
-    "set_channel": ("channel",),
-    "set_display": ("low", "high", "gamma"),
-    "encode": (),
-    "describe": (),
-    "export": ("kinds",),
-}
+ENCODING = "Encoding the image ..."
 EXPORTS = {
     "tiff": "Label image (16-bit TIFF)",
     "roi": "ImageJ ROIs (zip)",
@@ -57,29 +37,41 @@ EXPORTS = {
     "csv": "Measurements (CSV)",
     "corpus": "Folder for training",
 }
-ENCODING = "Encoding the image ..."
-SLOW = {
-    "set_model": ENCODING,
-    "set_channel": ENCODING,
-    "describe": "The language model is writing ...",
-    "export": "Writing files ...",
+
+
+class Gesture(NamedTuple):
+    """Something a person can do, in the browser or by a line of Python."""
+
+    act: Callable  # the session's method that does it
+    values: tuple[str, ...] | None = ()  # what the browser must send along; None: Python alone may ask for it
+    busy: str = ""  # what is shown while it takes a moment
+
+
+GESTURES = {
+    "click": Gesture(ClickSession.click, ("x", "y", "positive", "grab")),
+    "move_point": Gesture(ClickSession.move_point, ("index", "x", "y")),
+    "set_box": Gesture(ClickSession.set_box, ("x0", "y0", "x1", "y1")),
+    "clear_box": Gesture(ClickSession.clear_box),
+    "undo": Gesture(ClickSession.undo),
+    "redo": Gesture(ClickSession.redo),
+    "clear": Gesture(ClickSession.clear),
+    "save_instance": Gesture(ClickSession.save_instance),
+    "select": Gesture(ClickSession.select, ("number",)),
+    "rename": Gesture(ClickSession.rename, ("number", "name")),
+    "delete": Gesture(ClickSession.delete, ("number",)),
+    "edit": Gesture(ClickSession.edit, ("number",)),
+    "toggle_vlk": Gesture(ClickSession.toggle_vlk),
+    "toggle_negatives": Gesture(ClickSession.toggle_negatives),
+    "set_candidate": Gesture(ClickSession.set_candidate, ("k",)),
+    "set_model": Gesture(ClickSession.set_model, ("name",), ENCODING),
+    "set_page": Gesture(ClickSession.set_page, ("z",)),
+    "set_channel": Gesture(ClickSession.set_channel, ("channel",), ENCODING),
+    "set_display": Gesture(ClickSession.set_display, ("low", "high", "gamma")),
+    "encode": Gesture(ClickSession.encode),
+    "describe": Gesture(ClickSession.describe, (), "The language model is writing ..."),
+    "export": Gesture(ClickSession.export, ("formats",), "Writing files ..."),
+    "import_labels": Gesture(ClickSession.import_labels, None),
 }
-SETTINGS = (
-    "selected",
-    "editing",
-    "page",
-    "pages",
-    "channel",
-    "model",
-    "models",
-    "vlk",
-    "has_vlk",
-    "negatives",
-    "candidate",
-    "encoded",
-    "can_undo",
-    "can_redo",
-)
 
 
 def bundle(*names: str) -> str:
@@ -133,124 +125,36 @@ class ClickToSegment(anywidget.AnyWidget):
     # ---------------------------------------------------------------- what there is to read
 
     points = property(
-        lambda self: np.array([p[:2] for p in self.session.prompts], np.float32).reshape(-1, 2),
+        lambda self: np.array([p[:2] for p in self.session.state.prompts], np.float32).reshape(-1, 2),
         doc="Current points, float32 (P, 2), (x, y) in image pixels.",
     )
     point_labels = property(
-        lambda self: np.array([p[2] for p in self.session.prompts], np.int64), doc="int64 (P,), 1 inside and 0 outside."
+        lambda self: np.array([p[2] for p in self.session.state.prompts], np.int64),
+        doc="int64 (P,), 1 inside and 0 outside.",
     )
-    box = property(lambda self: self.session.box, doc="(x0, y0, x1, y1) of the current object, or None.")
+    box = property(lambda self: self.session.state.box, doc="(x0, y0, x1, y1) of the current object, or None.")
     mask = property(lambda self: self.session.mask, doc="Current mask, bool (H, W); None without prompts.")
-    labels = property(
-        lambda self: self.session.labels,
-        doc="Saved instances of the current page, int32 (H, W), 0 background, numbered from 1.",
-    )
+    labels = property(lambda self: self.session.labels, doc="Instances of the page, int32 (H, W), 0 background.")
     instances = property(lambda self: self.session.instances, doc="Saved instances of all pages, list of Instance.")
     vlk = property(lambda self: self.session.vlk, doc="With vision-language knowledge.")
-
-    # ---------------------------------------------------------------- gestures
-
-    def click(self, x: float, y: float, positive: bool = True, grab: float | None = None) -> None:
-        """A point at (x, y) in image pixels, inside the object or not; on an existing point, `grab` near: removes it."""
-        self._do("click", x=x, y=y, positive=positive, grab=grab)
-
-    def move_point(self, index: int, x: float, y: float) -> None:
-        """Moves the point of this index, from 0."""
-        self._do("move_point", index=index, x=x, y=y)
-
-    def set_box(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        """A box around the object, in image pixels."""
-        self._do("set_box", x0=x0, y0=y0, x1=x1, y1=y1)
-
-    def clear_box(self) -> None:
-        """Removes the box."""
-        self._do("clear_box")
-
-    def undo(self) -> None:
-        """Takes the last change back."""
-        self._do("undo")
-
-    def redo(self) -> None:
-        """Does again what was taken back."""
-        self._do("redo")
-
-    def clear(self) -> None:
-        """Removes the current points and box."""
-        self._do("clear")
-
-    def save_instance(self) -> int:
-        """Saves the current mask as an instance and returns its number."""
-        return self._do("save_instance")
-
-    def select(self, number: int | None) -> None:
-        """Marks a saved instance; None marks none."""
-        self._do("select", number=number)
-
-    def rename(self, number: int, name: str) -> None:
-        """Gives a saved instance a name."""
-        self._do("rename", number=number, name=name)
-
-    def delete(self, number: int) -> None:
-        """Deletes a saved instance."""
-        self._do("delete", number=number)
-
-    def edit(self, number: int) -> None:
-        """Makes a saved instance the current object again."""
-        self._do("edit", number=number)
-
-    def toggle_vlk(self) -> None:
-        """Switches vision-language knowledge on or off."""
-        self._do("toggle_vlk")
-
-    def toggle_negatives(self) -> None:
-        """Switches automatic points outside of the object on or off."""
-        self._do("toggle_negatives")
-
-    def set_candidate(self, k: int) -> None:
-        """Chooses the single mask (0) or one of three candidates (1..3)."""
-        self._do("set_candidate", k=k)
-
-    def set_model(self, name: str) -> None:
-        """Changes to another model."""
-        self._do("set_model", name=name)
-
-    def set_page(self, z: int) -> None:
-        """Goes to a page of a stack, from 0."""
-        self._do("set_page", z=z)
-
-    def set_channel(self, channel: int | None) -> None:
-        """Chooses a channel, from 0, or all (None)."""
-        self._do("set_channel", channel=channel)
-
-    def set_display(self, low: float = 0.0, high: float = 100.0, gamma: float = 1.0) -> None:
-        """Contrast between two percentiles, and gamma, of the picture on the screen."""
-        self._do("set_display", low=low, high=high, gamma=gamma)
-
-    def encode(self) -> None:
-        """Encodes the image now, so that the first click need not wait."""
-        self._do("encode")
 
     def describe(self) -> str:
         """Asks the language model for a description of the image; `description` grows while it writes."""
         return self._do("describe", on_text=lambda text: self.set_trait("description", text))
 
-    def import_labels(self, source: np.ndarray | str | Path) -> int:
-        """Takes the objects of a label image over, to correct them, and returns how many."""
-        return self._do("import_labels", source=source)
-
-    def export(self, folder: str | Path | None = None, kinds: Iterable[str] = ("tiff",)) -> dict[str, Path]:
-        """Writes the saved instances into a folder, see `ullsam.widgets.export`; returns the path of each kind."""
-        return self._do("export", folder=folder or self.export_folder, kinds=kinds)
+    def export(self, folder: str | Path | None = None, formats: Iterable[str] = ("tiff",)) -> dict[str, Path]:
+        """Writes the saved instances into a folder, see `ullsam.widgets.export`; returns the path of each format."""
+        return self._do("export", folder or self.export_folder, formats)
 
     # ---------------------------------------------------------------- between session and browser
 
-    def _do(self, gesture: str, **values):
+    def _do(self, name: str, /, *args, **values):
         """Runs a gesture and shows the outcome; an error becomes the status too, and leaves the state as it was."""
         with self._turn:
             try:
-                self.busy = SLOW.get(gesture, "" if self.session.encoded else ENCODING)
-                result = getattr(self.session, gesture)(**values)
-                self._show(self._summary(gesture, result))
+                self.busy = GESTURES[name].busy or ("" if self.session.encoded else ENCODING)
+                result = GESTURES[name].act(self.session, *args, **values)
+                self._show(self._summary(name, result))
             except Exception as error:
                 self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", failed=True)
                 raise
@@ -258,12 +162,13 @@ class ClickToSegment(anywidget.AnyWidget):
 
     def _receive(self, _widget, content: dict, _buffers) -> None:
         """A gesture from the browser; wrong input has been shown in the status and goes no further."""
-        kind, values = content.get("kind"), content.get("values") or {}
+        name, values = content.get("kind"), content.get("values") or {}
         try:
-            if kind in GESTURES and set(values) == set(GESTURES[kind]):
-                getattr(self, kind)(**values)
+            known = GESTURES.get(name)
+            if known and known.values is not None and set(values) == set(known.values):
+                getattr(self, name)(**values)  # the method of this widget that a line of Python would call
             else:
-                self._show(f"This widget knows no gesture {kind!r} of this kind; run the cell again.", failed=True)
+                self._show(f"This widget knows no gesture {name!r} of this kind; run the cell again.", failed=True)
         except InputError:
             return
         finally:
@@ -271,18 +176,18 @@ class ClickToSegment(anywidget.AnyWidget):
 
     def _show(self, status: str | None = None, failed: bool = False) -> None:
         """Sends what has changed, in one message."""
-        session = self.session
+        session, state = self.session, self.session.state
         height, width = session.size
-        saved = np.where(session.labels == session.editing, 0, session.labels) if session.editing else session.labels
+        saved = np.where(session.labels == state.editing, 0, session.labels) if state.editing else session.labels
         with self.hold_sync():
             self.size, self.description, self.busy = [width, height], session.description, ""
-            if self._is_new("picture", None, (session.page, session.channel, session.contrast)):
+            if self._is_new("picture", None, (state.page, state.channel, session.contrast)):
                 self.image_jpeg = jpeg(session.display_image())
             if self._is_new("mask", session.mask):
                 self.mask_bits = b"" if session.mask is None else _layer(session.mask.view(np.uint8), PICTURE, np.packbits)
-            if self._is_new("saved", saved, [i.number for i in session.instances]):
+            if self._is_new("saved", saved, [i.number for i in state.instances]):
                 self.saved_ids = _layer(saved, GHOSTS, lambda ids: ids.astype("<u4"))
-                self.colors = _colors(session.instances, saved)
+                self.colors = _colors(state.instances, saved)
             self.shown, self.failed, self.status = self._view(), failed, status or self.status
 
     def _is_new(self, layer: str, pixels: np.ndarray | None, key=None) -> bool:
@@ -292,14 +197,17 @@ class ClickToSegment(anywidget.AnyWidget):
 
     def _view(self) -> dict:
         """All that the browser shows besides pictures and sentences."""
-        session, contrast = self.session, self.session.contrast
-        instances = [{"number": i.number, "name": i.name, "area": i.area, "page": i.page} for i in session.instances]
-        return {name: getattr(session, name) for name in SETTINGS} | {
-            "points": [list(p) for p in session.prompts],
-            "suggested": [list(p) for p in session.suggested],
-            "box": session.box and list(session.box),
+        session, state, contrast = self.session, self.session.state, self.session.contrast
+        view = {name: getattr(state, name) for name in ("editing", "page", "channel", "model", "negatives", "candidate")}
+        names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo")
+        view |= {name: getattr(session, name) for name in names}
+        return view | {
+            "points": [list(p) for p in state.prompts],
+            "suggested": [list(p) for p in state.suggested],
+            "box": state.box and list(state.box),
             "area": 0 if session.mask is None else int(session.mask.sum()),
-            "instances": instances,
+            "instances": [{"number": i.number, "name": i.name, "area": i.area, "page": i.page} for i in state.instances],
+            "pages": session.pages.count,
             "channels": list(session.channels),
             "folder": str(self.export_folder),
             "low": contrast.low,
@@ -308,18 +216,32 @@ class ClickToSegment(anywidget.AnyWidget):
             "exports": [list(item) for item in EXPORTS.items()],
         }
 
-    def _summary(self, gesture: str, result) -> str:
+    def _summary(self, name: str, result) -> str:
         """What happened, in words."""
-        session, words = self.session, []
-        if gesture == "export":
+        mask, state = self.session.mask, self.session.state
+        if name == "export":
             return f"Written: {', '.join(str(path) for path in result.values())}."
-        if session.mask is not None:
-            prompts = [counted(len(session.prompts), "point")] if session.prompts or not session.box else []
-            given = " and ".join([*prompts, *["a box"] * bool(session.box)])
-            words.append(f"{given}, mask of {counted(session.mask.sum(), 'pixel')}")
-        elif not session.instances:
+        if mask is None and not state.instances:
             return "Click on an object."
-        return "; ".join([*words, f"{counted(len(session.instances), 'instance')} saved"]) + "."
+        saved = f"{counted(len(state.instances), 'instance')} saved."
+        if mask is None:
+            return saved
+        prompts = [counted(len(state.prompts), "point")] if state.prompts or not state.box else []
+        return f"{' and '.join([*prompts, *['a box'] * bool(state.box)])}, mask of {counted(mask.sum(), 'pixel')}; {saved}"
+
+
+def _method(name: str) -> Callable:
+    """The widget's method for a gesture: the session's, with its arguments and its words, and the outcome is shown."""
+
+    @functools.wraps(GESTURES[name].act)
+    def method(self, *args, **values):
+        return self._do(name, *args, **values)
+
+    return method
+
+
+for _name in GESTURES.keys() - {"describe", "export"}:  # `demo.click(30, 20)`, `demo.undo()` and so on
+    setattr(ClickToSegment, _name, _method(_name))
 
 
 def counted(number: int, thing: str) -> str:
@@ -354,7 +276,7 @@ def _layer(pixels: np.ndarray, longest: int, pack: Callable[[np.ndarray], np.nda
     return head.tobytes() + zlib.compress(pack(small[y : y + height, x : x + width].ravel()).tobytes(), 1)
 
 
-def _colors(instances: list, labels: np.ndarray) -> dict[str, list[int]]:
+def _colors(instances: Sequence, labels: np.ndarray) -> dict[str, list[int]]:
     """Neighbours in the picture get different colours; instances that are not in it that of their number."""
     here = instance_colours(_shrunk(labels, COLORING))
     return {str(i.number): [*map(int, here.get(i.number, PALETTE[(i.number - 1) % len(PALETTE)]))] for i in instances}

@@ -5,7 +5,10 @@ Letters: Z pages, H and W rows and columns of a page, C channels.
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,78 +18,150 @@ import numpy as np
 from ullsam.data.io import png, write_atomic
 from ullsam.errors import InputError
 from ullsam.plots.overlays import overlay
-from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.export_corpus import csv_text, write_corpus
-from ullsam.widgets.export_imagej import write_rois, write_tiff
-from ullsam.widgets.instances import Region, regions
+from ullsam.widgets.instances import LARGEST, PLAIN_NAME, Annotations, Region, regions
 
 
-def export(annotations: Annotations, folder: str | Path, kinds: Iterable[str]) -> dict[str, Path]:
+def export(annotations: Annotations, folder: str | Path, formats: Iterable[str]) -> dict[str, Path]:
     """Writes annotations in each of the formats asked for; each file is complete or absent.
 
     Args:
         annotations: at least one instance.
         folder: made if absent.
-        kinds: of "tiff" (16-bit labels for ImageJ), "roi" (for ImageJ's ROI manager), "coco" (JSON with run lengths),
+        formats: of "tiff" (16-bit labels for ImageJ), "roi" (for ImageJ's ROI manager), "coco" (JSON with run lengths),
             "overlay" (a PNG, or a folder of them for a stack), "csv" (measurements), and "corpus" (the folder `corpus`
             for training, to which further images are added).
 
     Returns:
-        The file or folder of each kind.
+        The file or folder of each format.
 
     Raises:
-        InputError: nothing to export, an unknown kind, a folder that cannot be written, or what a format cannot hold.
+        InputError: nothing to export, an unknown format, a folder that cannot be written, or what a format cannot hold.
     """
-    kinds, folder = [kinds] if isinstance(kinds, str) else list(kinds), Path(folder)
-    unknown = [str(kind) for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise InputError(f"There is no export {', '.join(unknown) or 'of nothing'}; choose of {', '.join(KINDS)}.")
+    formats, folder = [formats] if isinstance(formats, str) else list(formats), Path(folder)
+    unknown = [str(name) for name in formats if name not in EXPORT_FORMATS]
+    if unknown or not formats:
+        raise InputError(f"There is no export {', '.join(unknown) or 'of nothing'}; choose of {', '.join(EXPORT_FORMATS)}.")
     if not any(labels.any() for labels in annotations.labels.values()):
         raise InputError("There is no instance to export; save one first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return {kind: KINDS[kind](annotations, folder) for kind in kinds}
+        return {name: EXPORT_FORMATS[name](annotations, folder) for name in formats}
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
 
 
-def write_coco(annotations: Annotations, folder: Path) -> Path:
-    """`<name>_coco.json`: masks as COCO's uncompressed run lengths, a category for each name, an image for each page."""
-    objects, path = list(annotations.objects()), folder / f"{annotations.name}_coco.json"
-    categories = {name: i for i, name in enumerate(sorted({name for _, _, name, _ in objects}), start=1)}
-    content = {
-        "info": {"description": f"Instances of {annotations.name}"},
-        "images": [_coco_image(annotations, page) for page in sorted(annotations.labels)],
-        "categories": [{"id": i, "name": name} for name, i in categories.items()],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": page + 1,
-                "category_id": categories[name],
-                "iscrowd": 0,
-                "area": region.area,
-                "bbox": [region.x0, region.y0, *region.pixels.shape[::-1]],
-                "segmentation": run_lengths(region, annotations.labels[page].shape),
-            }
-            for page, number, name, region in objects
-        ],
-    }
-    write_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
+def write_tiff(annotations: Annotations, folder: Path) -> Path:
+    """`<name>_labels.tif`: uint16 (H, W) or (Z, H, W) as ImageJ writes it, with the size of a pixel where it is known."""
+    import tifffile
+
+    sizes, largest = {x.shape for x in annotations.labels.values()}, max(x.max() for x in annotations.labels.values())
+    if len(sizes) > 1:
+        raise InputError("The pages have different sizes, which no label stack can hold; export the corpus instead.")
+    if largest > LARGEST:
+        raise InputError(f"Number {largest} is too large for a 16-bit label image; export the corpus, which takes it.")
+    stack = np.zeros((annotations.count, *sizes.pop()), np.uint16)  # (Z, H, W)
+    for page, labels in annotations.labels.items():
+        stack[page] = labels
+    um, metadata = annotations.pixel_size, {"axes": "ZYX", "min": 0.0, "max": float(stack.max())}
+    if annotations.count == 1:
+        stack, metadata["axes"] = stack[0], "YX"  # (1, H, W) -> (H, W)
+    scale = {"resolution": (1 / um[0], 1 / um[1])} if um else {}  # pixels per unit
+    buffer, path = io.BytesIO(), folder / f"{annotations.name}_labels.tif"
+    tifffile.imwrite(buffer, stack, imagej=True, metadata=metadata | ({"unit": "um"} if um else {}), **scale)
+    write_atomic(path, buffer.getvalue())
     return path
 
 
-def _coco_image(annotations: Annotations, page: int) -> dict:
-    height, width = annotations.labels[page].shape
-    file = annotations.file if annotations.file and annotations.count == 1 else f"{annotations.page_name(page)}.png"
-    return {"id": page + 1, "file_name": file, "height": height, "width": width}
+def write_rois(annotations: Annotations, folder: Path) -> Path:
+    """`<name>_rois.zip`: an outline for each instance, exact to the pixel, holes and separate pieces included."""
+    buffer, path = io.BytesIO(), folder / f"{annotations.name}_rois.zip"
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for page, number, name, region in annotations.objects():
+            title = f"{number:04d}-" + re.sub(r"[^\w .+-]", "_", name)
+            roi = _roi(outlines(region), title, page + 1 if annotations.count > 1 else 0)
+            archive.writestr(f"{title}.roi", roi.tobytes())
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _roi(paths: list[np.ndarray], name: str, position: int):
+    """A traced outline, or a composite where there are several; `position` is the page from 1, 0 for none."""
+    from roifile import ROI_TYPE, ImagejRoi
+
+    if len(paths) == 1:
+        roi = ImagejRoi.frompoints(paths[0], name=name)
+        roi.roitype, roi.position = ROI_TYPE.TRACED, position
+        return roi
+    steps = [[0.0, *path[0]] + [v for point in path[1:] for v in (1.0, *point)] + [4.0] for path in paths]
+    line = np.concatenate(steps).astype(np.float32)  # 0 move to, 1 line to, 4 close
+    (left, top), (right, bottom) = (f([f(p, axis=0) for p in paths], axis=0).tolist() for f in (np.min, np.max))
+    return ImagejRoi(
+        roitype=ROI_TYPE.RECT,
+        name=name,
+        position=position,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        shape_roi_size=len(line),
+        multi_coordinates=line,
+    )
+
+
+def outlines(region: Region) -> list[np.ndarray]:
+    """Closed paths along the edges of the pixels, int (n, 2) each as x and y of pixel corners, turning points only.
+
+    The pixel (x, y) reaches from (x, y) to (x + 1, y + 1), as in ImageJ. Holes are paths of the other direction.
+    """
+    double = np.pad(region.pixels.astype(np.uint8).repeat(2, 0).repeat(2, 1), 1)  # (h, w) -> (2h + 2, 2w + 2)
+    contours, _ = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    paths = []
+    for contour in contours:
+        path = contour[:, 0] // 2  # (n, 1, 2) -> (n, 2): halves of pixels to corners
+        path = path[(path != np.roll(path, 1, axis=0)).any(1)]
+        before, after = path - np.roll(path, 1, axis=0), np.roll(path, -1, axis=0) - path
+        paths.append(path[(before != after).any(1)] + (region.x0, region.y0))
+    return paths
+
+
+def write_coco(annotations: Annotations, folder: Path) -> Path:
+    """`<name>_coco.json`: masks as COCO's uncompressed run lengths, a category for each name, an image for each page."""
+    objects, images = list(annotations.objects()), []
+    for page in sorted(annotations.labels):
+        height, width = annotations.labels[page].shape
+        file = annotations.file if annotations.file and annotations.count == 1 else f"{annotations.page_name(page)}.png"
+        images.append({"id": page + 1, "file_name": file, "height": height, "width": width})
+    categories = {name: i for i, name in enumerate(sorted({name for _, _, name, _ in objects}), start=1)}
+    records = [
+        {
+            "id": number,
+            "image_id": page + 1,
+            "category_id": categories[name],
+            "iscrowd": 0,
+            "area": region.area,
+            "bbox": [region.x0, region.y0, *region.pixels.shape[::-1]],
+            "segmentation": run_lengths(region, annotations.labels[page].shape),
+        }
+        for page, number, name, region in objects
+    ]
+    content = {
+        "info": {"description": f"Instances of {annotations.name}"},
+        "images": images,
+        "categories": [{"id": i, "name": name} for name, i in categories.items()],
+        "annotations": records,
+    }
+    path = folder / f"{annotations.name}_coco.json"
+    write_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
+    return path
 
 
 def run_lengths(region: Region, size: tuple[int, int]) -> dict:
     """{"size": [H, W], "counts": [...]}: pixels outside, inside, outside, ... counted down the columns, left to right."""
     x, y = np.nonzero(region.pixels.T)
-    place = (x + region.x0) * size[0] + y + region.y0  # ascending
-    jumps = np.flatnonzero(np.diff(place) > 1)
-    starts, ends = place[np.r_[0, jumps + 1]], place[np.r_[jumps, -1]] + 1
+    position = (x + region.x0) * size[0] + y + region.y0  # ascending
+    jumps = np.flatnonzero(np.diff(position) > 1)
+    starts, ends = position[np.r_[0, jumps + 1]], position[np.r_[jumps, -1]] + 1
     edges = np.stack([starts, ends], axis=1).ravel()  # (runs, 2) -> (2 * runs,)
     counts = np.diff(np.r_[0, edges, size[0] * size[1]]).tolist()
     return {"size": list(size), "counts": counts if counts[-1] else counts[:-1]}
@@ -94,50 +169,38 @@ def run_lengths(region: Region, size: tuple[int, int]) -> dict:
 
 def write_overlay(annotations: Annotations, folder: Path) -> Path:
     """`<name>_overlay.png`, for a stack the folder `<name>_overlay`: tinted and outlined instances with their numbers."""
-    pictures = {page: _picture(annotations, page) for page in sorted(annotations.labels)}
+    images, path = annotations.pictures or annotations.images, folder / f"{annotations.name}_overlay"
+    pictures = {page: png(numbered(images[page], labels)) for page, labels in sorted(annotations.labels.items())}
     if annotations.count == 1:
         path = folder / f"{annotations.name}_overlay.png"
         write_atomic(path, pictures[0])
         return path
-    path = folder / f"{annotations.name}_overlay"
     path.mkdir(exist_ok=True)
     for page, content in pictures.items():
         write_atomic(path / f"{annotations.page_name(page)}.png", content)
     return path
 
 
-def _picture(annotations: Annotations, page: int) -> bytes:
-    return png(numbered((annotations.shown or annotations.images)[page], annotations.labels[page]))
-
-
 def numbered(image: np.ndarray, labels: np.ndarray, letters: float = 1.0) -> np.ndarray:
     """uint8 RGB (H, W, 3): an image (H, W, ...) with its instances, integer (H, W), tinted and numbered.
+
+    A number is white with a black rim, in the middle of its instance but always inside the picture.
 
     Args:
         letters: size of the numbers, against those of an exported picture.
     """
     picture = overlay(image, labels)
-    for number, region in regions(labels).items():
-        _write_number(picture, number, _middle(region), letters)
-    return picture
-
-
-def _write_number(picture: np.ndarray, number: int, place: tuple[int, int], letters: float) -> None:
-    """White with a black rim around (x, y), moved inside the picture where it would leave it."""
-    text, font, size = str(number), cv2.FONT_HERSHEY_SIMPLEX, letters * max(0.4, max(picture.shape) / 1600)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, letters * max(0.4, max(picture.shape) / 1600)
     thickness = max(1, round(2 * size))
-    (width, height), _ = cv2.getTextSize(text, font, size, thickness)
-    x = min(max(place[0] - width // 2, 0), picture.shape[1] - width)
-    y = min(max(place[1] + height // 2, height), picture.shape[0] - 1)
-    for colour, extra in (((0, 0, 0), 2), ((255, 255, 255), 0)):
-        cv2.putText(picture, text, (x, y), font, size, colour, thickness + extra, cv2.LINE_AA)
-
-
-def _middle(region: Region) -> tuple[int, int]:
-    """The pixel (x, y) of an object that is farthest from its border."""
-    depth = cv2.distanceTransform(np.pad(region.pixels, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return region.x0 + int(x) - 1, region.y0 + int(y) - 1
+    for number, region in regions(labels).items():
+        depth = cv2.distanceTransform(np.pad(region.pixels, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
+        row, column = np.unravel_index(depth.argmax(), depth.shape)  # farthest from the border
+        (width, height), _ = cv2.getTextSize(str(number), font, size, thickness)
+        x = min(max(region.x0 + int(column) - 1 - width // 2, 0), picture.shape[1] - width)
+        y = min(max(region.y0 + int(row) - 1 + height // 2, height), picture.shape[0] - 1)
+        for colour, extra in (((0, 0, 0), 2), ((255, 255, 255), 0)):
+            cv2.putText(picture, str(number), (x, y), font, size, colour, thickness + extra, cv2.LINE_AA)
+    return picture
 
 
 def write_csv(annotations: Annotations, folder: Path) -> Path:
@@ -169,7 +232,7 @@ def measure(annotations: Annotations, page: int) -> list[dict]:
     return rows
 
 
-KINDS = {
+EXPORT_FORMATS = {
     "tiff": write_tiff,
     "roi": write_rois,
     "coco": write_coco,

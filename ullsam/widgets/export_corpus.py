@@ -13,8 +13,7 @@ import numpy as np
 
 from ullsam.data.io import png, write_atomic, write_labels
 from ullsam.files import write_json
-from ullsam.widgets.annotations import PLAIN_NAME, Annotations
-from ullsam.widgets.instances import regions
+from ullsam.widgets.instances import PLAIN_NAME, Annotations, regions
 
 COLUMNS = ("file", "source_id", "split", "n_instances", "height", "width")  # of a corpus's images.csv
 
@@ -24,43 +23,41 @@ def write_corpus(annotations: Annotations, folder: Path) -> Path:
     root = folder / "corpus"
     for part in (root / "images", root / "masks"):
         part.mkdir(parents=True, exist_ok=True)
-    rows = [_add_page(annotations, page, root) for page in sorted(annotations.labels)]
+    rows = []
+    for page in sorted(annotations.labels):
+        labels = annotations.labels[page]
+        file = _write_image(annotations.images[page], root / "images", annotations.page_name(page))
+        write_labels(root / "masks" / f"{Path(file).stem}.tif", labels)
+        sizes = {"n_instances": len(regions(labels)), "height": labels.shape[0], "width": labels.shape[1]}
+        rows.append({"file": file, "source_id": annotations.name, "split": "train", **sizes})
     _update_table(root / "images.csv", rows)
     if not (root / "meta.json").exists():
-        write_json(root / "meta.json", _meta(annotations))
+        meta, um = {"name": annotations.name, "pixel_size": "not recorded"}, annotations.pixel_size
+        if um:
+            meta["pixel_size"] = "{:.6g} x {:.6g} um".format(*um)
+        name = Counter([*annotations.names.values()] or [PLAIN_NAME]).most_common(1)[0][0]
+        write_json(root / "meta.json", meta if name == PLAIN_NAME else meta | {"structure": name})
     return root
 
 
-def _add_page(annotations: Annotations, page: int, root: Path) -> dict:
-    image, labels = annotations.images[page], annotations.labels[page]
-    suffix, content = _image_file(image)
-    file = _free_name(root / "images", annotations.page_name(page), suffix, content)
-    write_atomic(root / "images" / file, content)
-    write_labels(root / "masks" / f"{Path(file).stem}.tif", labels)
-    sizes = {"n_instances": len(regions(labels)), "height": labels.shape[0], "width": labels.shape[1]}
-    return {"file": file, "source_id": annotations.name, "split": "train", **sizes}
-
-
-def _image_file(image: np.ndarray) -> tuple[str, bytes]:
-    """Suffix and content: a png where that keeps the numbers, else a tif."""
+def _write_image(image: np.ndarray, folder: Path, stem: str) -> str:
+    """Writes a png where that keeps the numbers, else a tif, and returns its name: a free one, or that of the same image."""
     import tifffile
 
     if image.dtype == bool:
         image = image.astype(np.uint8) * np.uint8(255)
     if image.dtype == np.uint8 and image.shape[2:] in ((), (3,)):
-        return ".png", png(image)
-    planes = np.moveaxis(image, -1, 0) if image.ndim == 3 else image  # (H, W, C) -> (C, H, W)
-    axes, buffer = "CYX" if image.ndim == 3 else "YX", io.BytesIO()
-    tifffile.imwrite(buffer, planes, photometric="minisblack", compression="zlib", metadata={"axes": axes})
-    return ".tif", buffer.getvalue()
-
-
-def _free_name(folder: Path, stem: str, suffix: str, content: bytes) -> str:
-    """A file name that no other image has; the same image gets the same name again."""
+        suffix, content = ".png", png(image)
+    else:
+        planes = np.moveaxis(image, -1, 0) if image.ndim == 3 else image  # (H, W, C) -> (C, H, W)
+        axes, buffer = "CYX" if image.ndim == 3 else "YX", io.BytesIO()
+        tifffile.imwrite(buffer, planes, photometric="minisblack", compression="zlib", metadata={"axes": axes})
+        suffix, content = ".tif", buffer.getvalue()
     taken = {path.stem for path in folder.iterdir()}
     for name in (stem if i == 1 else f"{stem}_{i}" for i in count(1)):
         file = folder / f"{name}{suffix}"
         if name not in taken or file.is_file() and file.read_bytes() == content:
+            write_atomic(file, content)
             return file.name
 
 
@@ -74,14 +71,6 @@ def _update_table(path: Path, rows: list[dict]) -> None:
     rows = [row for row in old if row["file"] not in new] + rows
     columns = dict.fromkeys([*COLUMNS, *(key for row in old for key in row)])
     write_atomic(path, csv_text(rows, columns).encode("utf-8"))
-
-
-def _meta(annotations: Annotations) -> dict:
-    name = Counter([*annotations.names.values()] or [PLAIN_NAME]).most_common(1)[0][0]
-    meta = {"name": annotations.name, "pixel_size": "not recorded"}
-    if annotations.pixel_size:
-        meta["pixel_size"] = "{:.6g} x {:.6g} um".format(*annotations.pixel_size)
-    return meta if name == PLAIN_NAME else {**meta, "structure": name}
 
 
 def csv_text(rows: list[dict], columns: Iterable[str] | None = None) -> str:

@@ -22,18 +22,8 @@ from ullsam.plots.charts import FONT
 from ullsam.plots.images import panel_grid, show_feature_maps, show_masks, similarity_map
 from ullsam.plots.overlays import PALETTE
 from ullsam.vlsa import to_grid
-from ullsam.widgets.live import (
-    NATURAL,
-    WRAP,
-    Live,
-    PointerImage,
-    bare_axes,
-    beside,
-    gesture,
-    own_predictor,
-    png_bytes,
-    scaled,
-)
+from ullsam.widgets import live
+from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, beside, gesture, png_bytes, scaled
 
 SIDE = 480  # longer side of the pictures in the browser, pixels
 NARROW = 260  # a picture is not made narrower to fit beside the other one
@@ -43,6 +33,14 @@ AREAS = ("only with VLK", "only without VLK", "both")
 UNLIKE, ALIKE = PALETTE[4], PALETTE[1]  # blue and orange
 TINT = 0.8  # opacity at a cosine of 1 or -1
 ALIKE_FROM = 0.5  # cosine from which a patch counts as similar in the status line
+_COLOURS = LinearSegmentedColormap.from_list(
+    "unlike to alike", [(1 - TINT) * 0.5 + TINT * UNLIKE / 255, (0.5, 0.5, 0.5), (1 - TINT) * 0.5 + TINT * ALIKE / 255]
+)
+_STEPS = ", ".join(f"rgb{tuple(round(255 * float(v)) for v in _COLOURS(x)[:3])}" for x in (0.0, 0.5, 1.0))
+_BAR = f"<span style='display:inline-block;width:180px;height:12px;background:linear-gradient(90deg,{_STEPS})'></span>"
+SIMILARITY_LEGEND = f"opposite (-1) {_BAR} alike (1)"
+_SQUARE = "<span style='display:inline-block;width:14px;height:12px;background:#{}'></span> {}"
+MASKS_LEGEND = " &nbsp; ".join(_SQUARE.format(bytes(PALETTE[k]).hex(), name) for k, name in enumerate(AREAS))
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class Layer:
 
     def patch(self, square: Square, xy) -> np.ndarray:
         """Points (..., 2) in image pixels -> (row, column) of their patches, int (..., 2)."""
-        places = (square.points_in(xy) + 0.5) / self.cell  # (..., 2), x and y in patches
-        return np.floor(places[..., ::-1] + 1e-4).astype(int) - self.first
+        positions = (square.points_in(xy) + 0.5) / self.cell  # (..., 2), x and y in patches
+        return np.floor(positions[..., ::-1] + 1e-4).astype(int) - self.first
 
     def box(self, square: Square, patch: tuple[int, int]) -> list[float]:
         """x0, y0, x1, y1 of a patch: its edges in pixels from the image's upper left edge, cut at the image."""
@@ -101,13 +99,13 @@ class VlsaInspector(Live):
         model = model.model if hasattr(model, "set_image") else model
         if model.vlsa is None:
             raise InputError(f"Model {model.config.name} has no VLSA to inspect; load one that has, for example 'tiny'.")
-        self.image, self.predictor = to_rgb8(image), own_predictor(model, image)
+        self.image, self.predictor = to_rgb8(image), live.own_predictor(model, image)
         self.square, self.layers = _layers(model, image)
         self.stage = list(self.layers)[-1]  # knowledge, where it has places
         self.local = True  # similarity of what differs between places, not of what all share
         self.mode = MODES[0]
         self.pinned = False
-        self.place = ((self.square.width - 1) / 2, (self.square.height - 1) / 2)  # (x, y) of the chosen patch
+        self.position = ((self.square.width - 1) / 2, (self.square.height - 1) / 2)  # (x, y) of the chosen patch
         self.prompts: tuple[tuple[float, float, int], ...] = ()  # (x, y, label) of the masks' points
         self.masks: tuple[np.ndarray, np.ndarray] | None = None  # with and without knowledge, bool (H, W)
         super().__init__()
@@ -115,7 +113,7 @@ class VlsaInspector(Live):
     @property
     def patch(self) -> tuple[int, int]:
         """(row, column) of the chosen patch in `layer.values`."""
-        return tuple(int(v) for v in self.layer.patch(self.square, self.place))
+        return tuple(int(v) for v in self.layer.patch(self.square, self.position))
 
     @property
     def layer(self) -> Layer:
@@ -131,13 +129,13 @@ class VlsaInspector(Live):
         """Chooses the patch at (x, y) in image pixels, unless one is pinned."""
         self._inside(x, y)
         if not self.pinned:
-            self.place = (float(x), float(y))
+            self.position = (float(x), float(y))
 
     @gesture
     def pin(self, x: float, y: float) -> None:
         """Chooses a patch and keeps it; a second time on the same patch sets the pointer free again."""
         self._inside(x, y)
-        before, self.place = self.patch, (float(x), float(y))
+        before, self.position = self.patch, (float(x), float(y))
         self.pinned = not (self.pinned and self.patch == before)
 
     @gesture
@@ -195,8 +193,7 @@ class VlsaInspector(Live):
 
     def figure(self) -> Figure:
         """The chosen view with its legend."""
-        draw = (self._similarity_figure, self._pca_figure, self._masks_figure)
-        return draw[MODES.index(self.mode)]()
+        return (self._similarity_figure, self._pca_figure, self._masks_figure)[MODES.index(self.mode)]()
 
     def _similarity_figure(self) -> Figure:
         figure, (axes,) = panel_grid(1, 2, self.square.height / self.square.width, title_lines=2)
@@ -214,17 +211,16 @@ class VlsaInspector(Live):
 
     def _pca_figure(self) -> Figure:
         figure = show_feature_maps({name: layer.values for name, layer in self.layers.items()}, self.image)
-        figure.supxlabel(
-            "similar colours in one map = similar vectors (colours cannot be compared between maps)", fontsize=FONT
-        )
+        note = "similar colours in one map = similar vectors (colours cannot be compared between maps)"
+        figure.supxlabel(note, fontsize=FONT)
         return figure
 
     def _masks_figure(self) -> Figure:
         """Three panels: with, without, and where they differ."""
         figure, (axes,) = panel_grid(1, 3, self.square.height / self.square.width, extra=0.35)
-        on, off = self.masks or (np.zeros(self.predictor.size, bool),) * 2
         areas = self._areas()
-        for ax, labels, title in zip(axes, (on * 1, off * 2, areas), ("with VLK", "without VLK", "difference"), strict=True):
+        panels = {"with VLK": areas & 1, "without VLK": areas & 2, "difference": areas}
+        for ax, (title, labels) in zip(axes, panels.items(), strict=True):
             self._panel(labels, ax, title)
         names = dict(enumerate(AREAS, 1))
         handles = [Patch(facecolor=PALETTE[k - 1] / 255, label=f"{n}: {(areas == k).sum()} px") for k, n in names.items()]
@@ -234,7 +230,7 @@ class VlsaInspector(Live):
     def _areas(self) -> np.ndarray:
         """int (H, W): 1 only with knowledge, 2 only without, 3 both; `overlay` paints k in PALETTE[k - 1]."""
         on, off = self.masks or (np.zeros(self.predictor.size, bool),) * 2
-        return np.select([on & off, on, off], [3, 1, 2], 0)
+        return on + 2 * off
 
     def _panel(self, labels: np.ndarray | None, ax: Axes, title: str | None = None) -> Figure:
         points = np.array(self.prompts).reshape(-1, 3)  # also for none
@@ -260,20 +256,18 @@ class VlsaInspector(Live):
         self.prompts, self.masks = prompts, masks
 
     def _build_view(self) -> ipywidgets.Widget:
-        self._pointer = PointerImage(
-            self._pointed, self.predictor.size, "image; point at a patch", self.layer.cell / self.square.scale
-        )
+        step = self.layer.cell / self.square.scale
+        self._pointer = PointerImage(self._pointed, self.predictor.size, "image; point at a patch", step)
         self._result, self._legend = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
         self._modes = self._on_value(ipywidgets.ToggleButtons(options=MODES, style={"button_width": "180px"}), self.set_mode)
         self._stages = self._on_value(ipywidgets.Dropdown(options=[*self.layers], description="vectors of"), self.set_stage)
-        self._locals = self._on_value(
-            ipywidgets.Checkbox(description="without what all patches share", indent=False), self.set_local
-        )
+        local = ipywidgets.Checkbox(description="without what all patches share", indent=False)
+        self._locals = self._on_value(local, self.set_local)
         self._clear = self._button("Remove points", self.clear)
         row = ipywidgets.HBox([self._stages, self._locals, self._clear], layout=WRAP)
         result = beside(ipywidgets.VBox([self._result, self._legend]), NARROW)
-        self._place = beside(self._pointer, NARROW, SIDE)
-        return ipywidgets.VBox([self._modes, row, ipywidgets.HBox([self._place, result], layout=WRAP), self._line])
+        self._source = beside(self._pointer, NARROW, SIDE)
+        return ipywidgets.VBox([self._modes, row, ipywidgets.HBox([self._source, result], layout=WRAP), self._line])
 
     def _pointed(self, kind: str, x: float, y: float, positive: bool) -> None:
         if kind == "click":
@@ -284,17 +278,20 @@ class VlsaInspector(Live):
     def _draw(self) -> None:
         similar, masks = self.mode == MODES[0], self.mode == MODES[2]
         self._modes.value, self._stages.value, self._locals.value = self.mode, self.stage, self.local
-        parts = ((self._stages, similar), (self._locals, similar), (self._clear, masks), (self._place, similar or masks))
-        for part, shown in parts:
-            part.layout.display = "" if shown else "none"
+        parts = {self._stages: similar, self._locals: similar, self._clear: masks, self._source: similar or masks}
+        for part, visible in parts.items():
+            part.layout.display = "" if visible else "none"
         self._pointer.cell = self.layer.box(self.square, self.patch) if similar else []
         self._pointer.png = self._bare(None) if masks else png_bytes(scaled(self.image, SIDE))
-        pictures = (self._quick_picture, lambda: png_bytes(self.figure(), FIGURE_DPI), lambda: self._bare(self._areas()))
-        self._result.value = pictures[MODES.index(self.mode)]()
-        self._legend.value = _legend() if similar else _names_legend() if masks else ""
+        if similar:
+            self._result.value, self._legend.value = self._quick_picture(), SIMILARITY_LEGEND
+        elif masks:
+            self._result.value, self._legend.value = self._bare(self._areas()), MASKS_LEGEND
+        else:
+            self._result.value, self._legend.value = png_bytes(self.figure(), FIGURE_DPI), ""
 
     def _bare(self, labels: np.ndarray | None) -> bytes:
-        return png_bytes(self._panel(labels, bare_axes(self.predictor.size, SIDE)))
+        return png_bytes(self._panel(labels, live.bare_axes(self.predictor.size, SIDE)))
 
     def _quick_picture(self) -> bytes:
         """The similarity without a figure around it, for a pointer that moves."""
@@ -304,11 +301,6 @@ class VlsaInspector(Live):
         for thickness, colour in ((4, (0, 0, 0)), (2, (255, 255, 255))):
             cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
         return png_bytes(picture)
-
-
-_COLOURS = LinearSegmentedColormap.from_list(
-    "unlike to alike", [(1 - TINT) * 0.5 + TINT * UNLIKE / 255, (0.5, 0.5, 0.5), (1 - TINT) * 0.5 + TINT * ALIKE / 255]
-)
 
 
 @torch.inference_mode()
@@ -322,14 +314,3 @@ def _layers(model, image: np.ndarray) -> tuple[Square, dict[str, Layer]]:
     if knowledge.ndim == 4:  # else the variant's knowledge has no places
         maps["knowledge"] = knowledge
     return square, {name: Layer.cut(x, square) for name, x in maps.items()}
-
-
-def _legend() -> str:
-    colours = ", ".join(f"rgb{tuple(round(255 * float(v)) for v in _COLOURS(x)[:3])}" for x in (0.0, 0.5, 1.0))
-    bar = f"<span style='display:inline-block;width:180px;height:12px;background:linear-gradient(90deg,{colours})'></span>"
-    return f"opposite (-1) {bar} alike (1)"
-
-
-def _names_legend() -> str:
-    square = "<span style='display:inline-block;width:14px;height:12px;background:#{}'></span> {}"
-    return " &nbsp; ".join(square.format(bytes(colour).hex(), name) for colour, name in zip(PALETTE, AREAS, strict=False))

@@ -1,9 +1,9 @@
-"""Saved objects of a click session: their pixels, and what each is called and was made with."""
+"""What a click session knows: pixels of objects, saved instances, and the state that each gesture replaces."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
 import cv2
@@ -12,6 +12,8 @@ import numpy as np
 from ullsam.errors import InputError
 from ullsam.sbr import instance_ids
 
+PLAIN_NAME = "object"  # of instances that nobody has named
+LARGEST = np.iinfo(np.uint16).max  # number of an instance that label images of other programs hold
 Point = tuple[float, float, int]  # x, y in image pixels, label 1 inside and 0 outside
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in image pixels
 
@@ -72,33 +74,62 @@ class Instance:
         return self.region.area
 
 
-def find(instances: Sequence[Instance], number: int) -> Instance:
-    """The instance of this number.
+@dataclass(frozen=True, eq=False)
+class State:
+    """The object being segmented, how it is segmented, and the instances saved so far; undo goes back to an old one."""
 
-    Raises:
-        InputError: there is none.
-    """
-    for instance in instances:
-        if instance.number == number:
-            return instance
-    raise InputError(f"There is no instance {number}; the saved ones are {_listed(instances)}.")
+    model: str
+    vlk: bool = True  # wished for; a model without VLSA has none
+    negatives: bool = False  # with automatic points around the mask
+    candidate: int = 0  # 0 the single mask, 1..3 SAM's candidates
+    page: int = 0
+    channel: int | None = None
+    prompts: tuple[Point, ...] = ()
+    box: Box | None = None
+    suggested: tuple[Point, ...] = ()  # the automatic points
+    region: Region | None = None  # pixels of the current object
+    editing: int | None = None  # number of the instance that is the current object
+    instances: tuple[Instance, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """There is no current object."""
+        return not self.prompts and self.box is None and self.editing is None
 
-def _listed(instances: Sequence[Instance]) -> str:
-    numbers = [str(i.number) for i in instances]
-    return ", ".join(numbers[:10]) + (" ..." if len(numbers) > 10 else "") if numbers else "none yet"
+    @property
+    def encoding(self) -> tuple:
+        """What the features of the image depend on."""
+        return self.model, self.page, self.channel
 
+    def without_object(self, **changes) -> State:
+        """The same without a current object."""
+        return replace(self, prompts=(), box=None, suggested=(), region=None, editing=None, **changes)
 
-def put(instances: Sequence[Instance], new: Instance) -> tuple[Instance, ...]:
-    """All instances with `new` in the place of the one of its number, or at the end."""
-    if all(old.number != new.number for old in instances):
-        return (*instances, new)
-    return tuple(new if old.number == new.number else old for old in instances)
+    def find(self, number: int) -> Instance:
+        """The instance of this number.
+
+        Raises:
+            InputError: there is none.
+        """
+        for instance in self.instances:
+            if instance.number == number:
+                return instance
+        numbers = [str(i.number) for i in self.instances] or ["none yet"]
+        listed = ", ".join(numbers[:10]) + " ..." * (len(numbers) > 10)
+        raise InputError(f"There is no instance {number}; the saved ones are {listed}.")
+
+    def put(self, new: Instance) -> tuple[Instance, ...]:
+        """All instances with `new` in the place of the one of its number, or at the end."""
+        if all(old.number != new.number for old in self.instances):
+            return (*self.instances, new)
+        return tuple(new if old.number == new.number else old for old in self.instances)
 
 
 def next_number(instances: Iterable[Instance]) -> int:
-    """One more than the largest number, 1 at first."""
-    return 1 + max((i.number for i in instances), default=0)
+    """One more than the largest number, 1 at first; the first free one where the largest is taken."""
+    taken = {i.number for i in instances}
+    largest = max(taken, default=0)
+    return largest + 1 if largest < LARGEST else next(n for n in count(1) if n not in taken)
 
 
 def label_map(instances: Iterable[Instance], page: int, size: tuple[int, int]) -> np.ndarray:
@@ -124,14 +155,49 @@ def regions(labels: np.ndarray) -> dict[int, Region]:
 def from_labels(labels: np.ndarray, page: int, existing: Sequence[Instance], name: str) -> tuple[Instance, ...]:
     """The objects of a label map as instances, with their bounding boxes as prompts.
 
-    Pixels of existing instances stay theirs. The ids are kept if none of them is taken, else numbering goes on.
+    Pixels of existing instances stay theirs. The ids are kept if none of them is taken and all fit into a 16-bit label
+    image, which other programs need; else numbering goes on.
 
     Args:
         labels: int32 (H, W), 0 background.
         page, name: of every new instance.
+
+    Raises:
+        InputError: there are too many objects.
     """
     found = regions(np.where(label_map(existing, page, labels.shape) == 0, labels, 0))
-    taken = any(i.number in found for i in existing)
-    numbers = count(next_number(existing)) if taken else found
-    rows = zip(numbers, found.values(), strict=False)
+    taken = {i.number for i in existing}
+    if len(found) + len(taken) > LARGEST:
+        raise InputError(f"The label image has {len(found)} objects and an image holds {LARGEST}; crop the image.")
+    kept = taken.isdisjoint(found) and max(found, default=0) <= LARGEST
+    start = max(taken, default=0) + 1
+    free = (n for n in count(start if start + len(found) <= LARGEST else 1) if n not in taken)
+    rows = zip(found if kept else free, found.values(), strict=False)
     return tuple(Instance(number, name, (), region.box, "", page, region) for number, region in rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Instances of one image or stack as plain arrays and names, which every export starts from.
+
+    Pages without an instance may be left out of the dictionaries.
+    """
+
+    name: str  # what the files are called
+    images: dict[int, np.ndarray]  # by page from 0: (H, W) or (H, W, C) in the image's own numbers
+    labels: dict[int, np.ndarray]  # integer (H, W), 0 background, numbers unique in all pages
+    names: dict[int, str]  # of the numbers
+    pictures: dict[int, np.ndarray] | None = None  # uint8 RGB (H, W, 3) for overlays; None: made of `images`
+    count: int = 1  # pages of the image
+    pixel_size: tuple[float, float] | None = None  # width and height in micrometres
+    file: str = ""  # name of the image's file, if it has one
+
+    def page_name(self, page: int) -> str:
+        """Name of one page's files."""
+        return self.name if self.count == 1 else f"{self.name}_page{page + 1:03d}"
+
+    def objects(self) -> Iterator[tuple[int, int, str, Region]]:
+        """(page, number, name, pixels) of each instance."""
+        for page in sorted(self.labels):
+            for number, region in regions(self.labels[page]).items():
+                yield page, number, self.names.get(number, PLAIN_NAME), region

@@ -3,24 +3,186 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets
+import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from ullsam.data.corpus import Sample
 from ullsam.errors import InputError
+from ullsam.evaluation.metrics import instance_scores
 from ullsam.model import ULLSAM
 from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves
 from ullsam.plots.images import panel_grid, show_masks
+from ullsam.predictor import Predictor
+from ullsam.sbr import sample_instances
+from ullsam.train import STAGES
 from ullsam.widgets.live import NATURAL, WRAP, Live, gesture, png_bytes
-from ullsam.widgets.runs import Example, ExampleImage, RunFolder, read_checkpoint, stamp
 
+OBJECTS = 8  # at most so many objects of the example image
 CURVE_DPI = 100
 KEPT = 4  # example masks shown: the first ones, and the latest
 FIRST = ("loss", "dice_score", "caption", "spread")  # drawn until others are chosen
 QUIET = 20  # a run silent for so many times its usual pause between log lines may have stopped
+
+
+class RunFolder:
+    """What a run of `fit` has written so far; a missing folder is a run that has not begun.
+
+    `lines` are the log's complete lines in the order of their steps. Where a run was restarted, the lines after the point
+    it went on from are dropped, as `fit` itself does.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.log = self.folder / "log.jsonl"
+        self.lines: list[dict] = []
+        self.broken = 0  # complete lines that are no log line
+        self.known: tuple | None = None  # time, size and inode of the log when it was last read
+
+    def refresh(self) -> bool:
+        """Looks at the log; True if it has changed."""
+        known = stamp(self.log)
+        if known == self.known:
+            return False
+        try:
+            content = self.log.read_bytes() if known else b""
+        except OSError as error:
+            raise InputError(f"{self.log} cannot be read ({error.strerror}); check the folder.") from error
+        self.lines, self.broken = parse_log(content)
+        self.known = known
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """The model was saved after the last line, which is the last thing that `fit` does."""
+        model, log = stamp(self.folder / "config.json"), stamp(self.log)
+        return bool(model and log and self.lines) and model[0] >= log[0]
+
+    def pace(self, last: int = 20) -> float:
+        """Seconds per step over the last lines; NaN where they do not tell."""
+        timed = [(line["step"], line["seconds"]) for line in self.lines[-last:] if "seconds" in line]
+        if len(timed) < 2:
+            return math.nan
+        (first, start), (final, end) = timed[0], timed[-1]
+        return (end - start) / (final - first)
+
+    def progress(self, steps: int | None) -> str:
+        """How fast it goes and, if its number of steps is known, how long it will take, in words."""
+        pace, log = self.pace(), stamp(self.log)
+        if math.isnan(pace) or log is None:
+            return ""
+        silent, step = max(0.0, time.time() - log[0] / 1e9), self.lines[-1]["step"]
+        if silent > max(60.0, QUIET * pace * (step - self.lines[-2]["step"])):
+            return f"no new line for {_span(silent)}, it may have stopped"
+        left = f", about {_span(pace * (steps - step))} left" if steps and steps > step else ""
+        return f"{pace:.2g} s per step{left}"
+
+
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """(time of change in ns, size, inode) of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def parse_log(content: bytes) -> tuple[list[dict], int]:
+    """Log lines and the number of broken ones; what follows the last line end is still being written."""
+    lines, broken = [], 0
+    for raw in content.split(b"\n")[:-1]:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or "step" not in line or not all(isinstance(v, int | float) for v in line.values()):
+            broken += bool(raw.strip())
+            continue
+        while lines and lines[-1]["step"] >= line["step"]:  # a restart
+            lines.pop()
+        lines.append(line)
+    return lines, broken
+
+
+@dataclass(frozen=True)
+class Example:
+    """Masks of the example image by the weights of one checkpoint."""
+
+    step: int
+    masks: np.ndarray  # bool (I, H, W)
+    dice: float  # mean over the I objects
+
+
+class ExampleImage:
+    """An image with known instances that a run's checkpoints segment, always with the same SBR points.
+
+    Args:
+        model: as the run began: same preset, same weights in all that the run does not train. It is left unchanged.
+        sample: image and labels.
+    """
+
+    def __init__(self, model: ULLSAM, sample: Sample):
+        self.model, self.sample = model, sample
+        ids = sample_instances(sample.labels, np.random.default_rng(0), OBJECTS)
+        if not len(ids[0]):
+            raise InputError("The example image has no object to segment; give a sample with instances.")
+        self.ids, self.points, self.point_labels = ids
+
+    def segment(self, checkpoint: Path) -> Example:
+        """The masks by a checkpoint's weights.
+
+        Raises:
+            InputError: the checkpoint cannot be read, trains no masks, or is of another model.
+        """
+        state = read_checkpoint(checkpoint)
+        if STAGES[state["config"]["stage"]].targets != "prompts":
+            raise InputError("Example masks come with stage 3; this run trains other parts.")
+        with _weights(self.model, state["model"]):
+            predictor = Predictor(self.model)
+            predictor.set_image(self.sample.image)
+            masks = predictor.predict(self.points, self.point_labels).masks
+        return Example(state["step"], masks, float(instance_scores(masks, self.sample.labels, self.ids)[0].mean()))
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint of `fit`: config, step, model and more; weights are read from the file when they are used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state["config"]["steps"], state["step"], state["model"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); wait for the run's next checkpoint.") from error
+    return state
+
+
+@contextmanager
+def _weights(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the model has the weights in `state`; afterwards its own again. What the model lacks is passed over."""
+    own = {name: p for name, p in model.named_parameters() if name in state}
+    wrong = [name for name, p in own.items() if p.shape != state[name].shape]
+    if wrong or not own:
+        raise InputError(
+            f"The checkpoint is of another model ({(wrong or ['no common part'])[0]}); give the model that is trained."
+        )
+    before, training = {name: p.data for name, p in own.items()}, model.training
+    try:
+        for name, p in own.items():
+            p.data = state[name].to(p.device, p.dtype)
+        yield
+    finally:
+        for name, p in own.items():
+            p.data = before[name]
+        model.train(training)
 
 
 class TrainingMonitor(Live):
@@ -49,7 +211,7 @@ class TrainingMonitor(Live):
         self.keys, self.smooth = None, 9
         self.examples: list[Example] = []
         self.note = ""  # why there are no example masks
-        self._seen: tuple | None = None  # of the checkpoint at the last look
+        self._known: tuple | None = None  # of the checkpoint at the last look
         self._timer: asyncio.TimerHandle | None = None
         self._look()
         super().__init__()
@@ -102,21 +264,21 @@ class TrainingMonitor(Live):
 
     def summary(self) -> str:
         """Where the run stands, in words."""
-        lines, words = self.run.lines, []
-        if not lines:
+        if not self.run.lines:
             return f"No log line in {self.run.folder} yet; waiting for a training run."
-        step, loss = lines[-1]["step"], lines[-1].get("loss")
-        words.append(f"Step {step}{f' of {self.steps}' if self.steps else ''}")
-        words += [f"loss {loss:.4g}"] if loss is not None else []
-        words.append("finished" if self.run.finished else self._pace_words(step))
+        line = self.run.lines[-1]
+        words = [f"Step {line['step']}{f' of {self.steps}' if self.steps else ''}"]
+        words += [f"loss {line['loss']:.4g}"] if "loss" in line else []
+        words.append("finished" if self.run.finished else self.run.progress(self.steps))
         words += [f"{self.run.broken} unreadable line(s)"] if self.run.broken else []
-        words += [self.note] if self.note else []
-        return "; ".join(w.rstrip(".") for w in words if w) + "."
+        return "; ".join(w.rstrip(".") for w in [*words, self.note] if w) + "."
 
     def figure(self) -> Figure:
         """The curves, or where they will be."""
         if len(self.run.lines) < 2:
-            return _words(self.summary())
+            figure = Picture(figsize=(2 * PANEL, PANEL / 2), dpi=DPI)
+            figure.text(0.5, 0.5, self.summary(), ha="center", va="center", fontsize=FONT, wrap=True)
+            return figure
         usual = [key for key in FIRST if key in self.known] or self.known[:3]
         return show_curves(self.run.lines, self.keys or usual, self.smooth)
 
@@ -124,7 +286,7 @@ class TrainingMonitor(Live):
         """The example image with the masks of several checkpoints; None without any."""
         if not self.examples:
             return None
-        sample, points = self.example.sample, (self.example.points, self.example.kinds)
+        sample, points = self.example.sample, (self.example.points, self.example.point_labels)
         figure, (axes,) = panel_grid(1, len(self.examples) + 1, min(2.0, sample.image.shape[0] / sample.image.shape[1]))
         show_masks(sample.image, None, *points, title="image, points, truth in yellow", ax=axes[0], truth=sample.labels)
         for ax, found in zip(axes[1:], self.examples, strict=True):
@@ -132,23 +294,13 @@ class TrainingMonitor(Live):
             show_masks(sample.image, found.masks, title=title, ax=ax, truth=sample.labels)
         return figure
 
-    def _pace_words(self, step: int) -> str:
-        pace, silent = self.run.pace(), self.run.silent
-        if math.isnan(pace):
-            return ""
-        usual = pace * (self.run.lines[-1]["step"] - self.run.lines[-2]["step"])
-        if silent > max(60.0, QUIET * usual):
-            return f"no new line for {_span(silent)}, it may have stopped"
-        left = f", about {_span(pace * (self.steps - step))} left" if self.steps and self.steps > step else ""
-        return f"{pace:.2g} s per step{left}"
-
     def _look(self) -> None:
         self.run.refresh()
         path = self.run.folder / "checkpoint.pt"
-        seen = stamp(path)
-        if seen is None or seen == self._seen:
+        known = stamp(path)
+        if known is None or known == self._known:
             return
-        self._seen, self.note = seen, ""
+        self._known, self.note = known, ""
         try:
             self.steps = self._given or read_checkpoint(path)["config"]["steps"]
             if self.example is not None:
@@ -193,7 +345,7 @@ class TrainingMonitor(Live):
         if self._keys.options != tuple(self.known):
             self._keys.options = tuple(self.known)
         self._keys.value, self._live.value, self._smooth.value = self.keys or (), self.live, self.smooth
-        drawn = (self.run.seen, self._seen, self.keys, self.smooth)
+        drawn = (self.run.known, self._known, self.keys, self.smooth)
         if drawn == self._drawn:  # nothing new to draw
             return
         self._drawn = drawn
@@ -208,9 +360,3 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
     return f"{seconds:.0f} s"
-
-
-def _words(text: str) -> Figure:
-    figure = Picture(figsize=(2 * PANEL, PANEL / 2), dpi=DPI)
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=FONT, wrap=True)
-    return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.decode import MAX_CHANNELS, count_series_pages, decode
+from ullsam.data.decode import MAX_CHANNELS, count_pages, decode, open_tiff
 from ullsam.data.io import as_labels, read_image, to_rgb8
 from ullsam.errors import InputError
 
@@ -138,21 +138,19 @@ class Pages:
         """
         if isinstance(source, (str, Path)):
             count = count_pages(source)
-            found = [decode(source, z, palette=False) for z in range(count if count == self.count else 1)]
+            given = [decode(source, z, palette=False) for z in range(count if count == self.count else 1)]
         else:
-            found = np.asarray(source)
-            found = list(found) if found.ndim == 3 and len(found) == self.count else [found]
-        numbers = range(self.count) if len(found) > 1 else [page]
-        return {z: self._labels_of(z, labels) for z, labels in zip(numbers, found, strict=True)}
-
-    def _labels_of(self, z: int, labels: np.ndarray) -> np.ndarray:
-        size = self.page(z).shape[:2]
-        if labels.shape != size:
-            raise InputError(
-                f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
-                "columns; give one number for each of its pixels."
-            )
-        return as_labels(labels, "The label image")
+            given = np.asarray(source)
+            given = list(given) if given.ndim == 3 and len(given) == self.count else [given]
+        found = dict(zip(range(self.count) if len(given) > 1 else [page], given, strict=True))
+        for z, labels in found.items():
+            size = self.page(z).shape[:2]
+            if labels.shape != size:
+                raise InputError(
+                    f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
+                    "columns; give one number for each of its pixels."
+                )
+        return {z: as_labels(labels, "The label image") for z, labels in found.items()}
 
 
 def is_index(value, count: int) -> bool:
@@ -180,39 +178,19 @@ def _stretch(plane: np.ndarray, how: Display) -> np.ndarray:
     low, high = np.percentile(values[steps], (how.low, how.high))
     low = 0.0 if how.low == 0 and plane.dtype == np.uint8 else low
     high = 255.0 if how.high == 100 and plane.dtype == np.uint8 else high
-    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return np.rint(255 * share ** (1 / how.gamma)).astype(np.uint8)
-
-
-def count_pages(path: str | Path) -> int:
-    """Number of pages of an image file: those of a tif, 1 for other formats.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tif:
-            return sum(count_series_pages(series) for series in tif.series)
-    except tifffile.TiffFileError:
-        return 1  # another format, or damaged: reading it tells
-    except OSError:
-        read_image(path)  # says why
-        raise
+    fraction = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return np.rint(255 * fraction ** (1 / how.gamma)).astype(np.uint8)
 
 
 def read_pixel_size(path: Path) -> tuple[float, float] | None:
-    """(width, height) of a pixel in micrometres from a tif's OME, ImageJ or centimetre tags; None without them.
+    """(width, height) of a pixel in micrometres from a tif's OME, ImageJ or centimetre tags; None without usable ones.
 
     Dots per inch are no measure: most programs write some.
     """
-    import tifffile
-
     try:
-        with tifffile.TiffFile(path) as tif:
+        with open_tiff(path) as tif:
             size = _ome_size(tif.ome_metadata) if tif.is_ome else _tag_size(tif)
-    except (tifffile.TiffFileError, OSError):
+    except Exception:  # another format, or tags that say nothing: the image can be used without
         return None
     return size if size and all(np.isfinite(s) and s > 0 for s in size) else None
 

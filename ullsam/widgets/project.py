@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,25 +15,15 @@ import numpy as np
 
 from ullsam.errors import InputError
 from ullsam.files import write_json
-from ullsam.widgets.instances import Instance, Region
+from ullsam.widgets.instances import Instance, Region, State
 from ullsam.widgets.pages import Pages
 
 FORMAT, VERSION = "ullsam project", 1
 SUFFIX = ".ullsam.json"
 
 
-@dataclass(frozen=True, eq=False)
-class Project:
-    """What a session keeps on disk."""
-
-    model: str
-    page: int
-    channel: int | None
-    instances: tuple[Instance, ...]
-
-
-def save_project(path: str | Path, project: Project, image_sha: str, image_name: str = "") -> None:
-    """Writes a project in one step: a reader sees the old file or the whole new one.
+def save_project(path: str | Path, state: State, image_sha: str, image_name: str = "") -> None:
+    """Writes the saved instances, and where the session stands, in one step: a reader sees the old file or the new one.
 
     Args:
         path: the file, by custom `<image file>.ullsam.json`.
@@ -46,21 +38,29 @@ def save_project(path: str | Path, project: Project, image_sha: str, image_name:
             "format": FORMAT,
             "version": VERSION,
             "image": {"name": image_name, "sha256": image_sha},
-            "model": project.model,
-            "page": project.page,
-            "channel": project.channel,
-            "instances": [_to_json(i) for i in project.instances],
+            "model": state.model,
+            "page": state.page,
+            "channel": state.channel,
+            "instances": [_to_json(i) for i in state.instances],
         },
     )
 
 
-def load_project(path: str | Path, image_sha: str) -> Project:
-    """Reads a project of the image with this fingerprint.
+def load_project(path: str | Path, image_sha: str) -> State:
+    """Model, page, channel and instances from a project of the image with this fingerprint.
 
     Raises:
         InputError: the file cannot be read, or is damaged, of a newer version, or of another image.
     """
-    path, values = Path(path), _read(Path(path))
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
+        raise InputError(f"{path} is no project file of this widget; name another file with project=...")
     if values["version"] > VERSION:
         raise InputError(
             f"{path} has version {values['version']} of the project format and this ullsam reads up to "
@@ -69,7 +69,8 @@ def load_project(path: str | Path, image_sha: str) -> Project:
     try:
         known, name = values["image"]["sha256"], values["image"].get("name", "")
         instances = tuple(_from_json(record) for record in values["instances"])
-        project = Project(str(values["model"]), int(values["page"]), values["channel"], instances)
+        where = {"page": int(values["page"]), "channel": values["channel"]}
+        state = State(str(values["model"]), **where, instances=instances)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
     if known != image_sha:
@@ -77,7 +78,7 @@ def load_project(path: str | Path, image_sha: str) -> Project:
             f"{path} is the project of another image{f' ({name})' if name else ''}; give the image it was "
             "made for, or another project file."
         )
-    return project
+    return state
 
 
 class Autosave:
@@ -96,18 +97,21 @@ class Autosave:
             project = pages.path.with_name(pages.path.name + SUFFIX)
         self.path = Path(project) if project else None
         self._pages = pages
-        self._seen = self._stamp()
+        self._known = self._stamp()
         if self.path is not None and not os.access(self.path.parent, os.W_OK):
             raise InputError(
                 f"The folder {self.path.parent} cannot be written, so your work could not be kept there; name "
                 "a file with project=..., or give project=False to keep none."
             )
 
-    def read(self) -> Project | None:
-        """The project, None where there is no file yet."""
-        return None if self._seen is None else load_project(self.path, self._pages.sha)
+    def continued(self, state: State, models: list[str]) -> State:
+        """The state in which an earlier session left the project, with one of the `models`; `state` without a project."""
+        if self._known is None:
+            return state
+        kept = load_project(self.path, self._pages.sha)
+        return replace(kept, vlk=state.vlk, model=kept.model if kept.model in models else state.model)
 
-    def write(self, project: Project) -> None:
+    def write(self, state: State) -> None:
         """Saves the project.
 
         Raises:
@@ -115,12 +119,13 @@ class Autosave:
         """
         if self.path is None:
             return
-        if self._stamp() not in (self._seen, None):
-            raise InputError(
-                f"{self.path} was changed by another session meanwhile; open the image again to go on from there."
-            )
-        save_project(self.path, project, self._pages.sha, self._pages.file)
-        self._seen = self._stamp()
+        with _one_at_a_time(self.path.parent):
+            if self._stamp() not in (self._known, None):
+                raise InputError(
+                    f"{self.path} was changed by another session meanwhile; open the image again to go on from there."
+                )
+            save_project(self.path, state, self._pages.sha, self._pages.file)
+            self._known = self._stamp()
 
     def _stamp(self) -> tuple | None:
         """What changes whenever the file is written."""
@@ -130,16 +135,28 @@ class Autosave:
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _read(path: Path) -> dict:
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps other sessions from writing projects of this folder, also from other processes.
+
+    The lock is the folder's own, so it leaves no file. Windows and some network drives have none: there two sessions that
+    save within the same millisecond do not notice each other.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
-        raise InputError(f"{path} is no project file of this widget; name another file with project=...")
-    return values
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

@@ -13,9 +13,8 @@ from ullsam.errors import InputError
 from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_points
-from ullsam.widgets.instances import Point, Region
+from ullsam.widgets.instances import Point, Region, State
 from ullsam.widgets.pages import Pages
-from ullsam.widgets.state import State
 
 NEGATIVES = 3  # automatic points around the mask, as many as the paper trains with
 ENCODED = 8  # encoded images (of models, pages and channels) that are kept at hand

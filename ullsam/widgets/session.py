@@ -14,16 +14,13 @@ import numpy as np
 
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.widgets import instances as saved
-from ullsam.widgets.annotations import PLAIN_NAME, Annotations
 from ullsam.widgets.export import export
-from ullsam.widgets.instances import Instance, Region
+from ullsam.widgets.instances import PLAIN_NAME, Annotations, Instance, Region, State, from_labels, label_map, next_number
 from ullsam.widgets.pages import Display, Pages, display, is_index
-from ullsam.widgets.project import Autosave, Project
+from ullsam.widgets.project import Autosave
 from ullsam.widgets.segmenter import Segmenter
-from ullsam.widgets.state import State
 
-GRAB = 0.01  # a click this near to a point, as a share of the image's longer side, takes the point away
+GRAB = 0.01  # a click this near to a point, as a fraction of the image's longer side, takes the point away
 STEPS = 200  # changes that can be taken back
 
 
@@ -31,7 +28,8 @@ class ClickSession:
     """Prompts of the object being segmented, its mask, and the instances saved so far, all of one image or stack.
 
     Points are (x, y) in pixels of the image as given. Arrays are replaced, never changed in place. The image is encoded
-    when a mask is first needed, or by `encode`.
+    when a mask is first needed, or by `encode`. What a gesture can change is read from `state`: prompts, box, model, page
+    and more, see `State`.
 
     Args:
         models: a ULLSAM or Predictor, or a dict of them by name, the first being the current one. Only the network is
@@ -46,17 +44,18 @@ class ClickSession:
     """
 
     def __init__(self, models, image, vlk: bool = True, project: str | Path | bool | None = None, stack: bool = False):
-        self._pages = Pages(image, stack)
-        to_rgb8(self._pages.page(0))  # an unusable image is refused at once
-        self._segmenter = Segmenter(models, self._pages)
+        self.pages = Pages(image, stack)
+        to_rgb8(self.pages.page(0))  # an unusable image is refused at once
+        self.segmenter = Segmenter(models, self.pages)
+        self.contrast = Display()  # on the screen, see `set_display`
+        self.mask: np.ndarray | None = None  # bool (H, W) of the current object; None without prompts
         self._descriptions: dict[tuple, str] = {}  # by State.encoding
         self._past: tuple[State, ...] = ()
         self._future: tuple[State, ...] = ()
-        self._display = Display()
         self._selected: int | None = None
-        self._autosave = Autosave(self._pages, project)
-        self._state = self._continued(State(self.models[0], bool(vlk)))
-        self._mask, self._labels = None, self._label_map(self._state)
+        self._autosave = Autosave(self.pages, project)
+        self.state = self._autosave.continued(State(self.models[0], bool(vlk)), self.models)
+        self.labels = self._label_map(self.state)  # int32 (H, W), saved instances of the current page, 0 background
 
     # ---------------------------------------------------------------- the current object
 
@@ -67,7 +66,7 @@ class ClickSession:
             grab: distance in pixels that still counts as on the point; by default `self.grab`.
         """
         x, y = _numbers(x, y)
-        prompts = self._state.prompts
+        prompts = self.state.prompts
         away = [np.hypot(p[0] - x, p[1] - y) for p in prompts]
         if min(away, default=np.inf) <= (self.grab if grab is None else grab):
             near = int(np.argmin(away))
@@ -77,7 +76,7 @@ class ClickSession:
 
     def move_point(self, index: int, x: float, y: float) -> None:
         """Puts the point of this index (from 0) elsewhere."""
-        prompts = self._state.prompts
+        prompts = self.state.prompts
         if not is_index(index, len(prompts)):
             raise InputError(f"There is no point {index}; there are {len(prompts)}, numbered from 0.")
         moved = (*_numbers(x, y), prompts[index][2])
@@ -92,20 +91,20 @@ class ClickSession:
 
     def clear_box(self) -> None:
         """Removes the box; points stay."""
-        if self._state.box is not None:
+        if self.state.box is not None:
             self._prompt(box=None)
 
     def clear(self) -> None:
         """Removes the prompts of the current object; saved instances stay, also the one that was being edited."""
-        if not self._state.empty:
-            self._change(self._state.without_object())
+        if not self.state.empty:
+            self._change(self.state.without_object())
 
     def undo(self) -> None:
         """Takes back the last change."""
         if not self._past:
             raise InputError("There is nothing to undo; click on an object first.")
         *past, state = self._past
-        future = (self._state, *self._future)
+        future = (self.state, *self._future)
         self._show(state)
         self._past, self._future = tuple(past), future
 
@@ -114,7 +113,7 @@ class ClickSession:
         if not self._future:
             raise InputError("There is nothing to redo; undo a change first.")
         state, *future = self._future
-        past = (*self._past, self._state)
+        past = (*self._past, self.state)
         self._show(state)
         self._past, self._future = past, tuple(future)
 
@@ -124,11 +123,11 @@ class ClickSession:
         """Switches vision-language knowledge on or off and segments again."""
         if not self.has_vlk:
             raise InputError("This model has no vision-language knowledge to switch; load 'tiny', which has it.")
-        self._prompt(vlk=not self._state.vlk)
+        self._prompt(vlk=not self.state.vlk)
 
     def toggle_negatives(self) -> None:
         """Switches the automatic points on or off: three of SBR's ring around the mask, all outside."""
-        self._prompt(negatives=not self._state.negatives)
+        self._prompt(negatives=not self.state.negatives)
 
     def set_candidate(self, k: int) -> None:
         """Chooses the single mask (0) or one of SAM's three candidates (1..3) for an ambiguous click."""
@@ -144,34 +143,33 @@ class ClickSession:
 
     def encode(self) -> None:
         """Encodes the current page for the current model now, so that the first click need not wait."""
-        self._segmenter.predictor(self._state)
-
-    @property
-    def encoded(self) -> bool:
-        """The next click need not wait for the image encoder."""
-        return self._segmenter.is_encoded(self._state)
+        self.segmenter.predictor(self.state)
 
     # ---------------------------------------------------------------- what is shown
 
     def set_page(self, z: int) -> None:
         """Goes to another page of a stack (from 0); the points of an unsaved object are left, and undo returns to them."""
-        to_rgb8(self._pages.page(z), f"page {z}")
-        state = self._state.on_page(int(z), len(self._pages.channels(z)))
-        if int(z) != self._state.page:
-            self._show(state) if self._state.empty else self._change(state)
+        to_rgb8(self.pages.page(z), f"page {z}")
+        if int(z) == self.state.page:
+            return
+        channel = self.state.channel
+        if channel is not None and channel >= len(self.pages.channels(z)):
+            channel = None  # the page lacks it
+        state = self.state.without_object(page=int(z), channel=channel)
+        self._show(state) if self.state.empty else self._change(state)
 
     def set_channel(self, channel: int | None) -> None:
         """Shows one channel (from 0) to the model and the screen, or all together (None), and segments again."""
-        self._pages.view(self._state.page, channel)
+        self.pages.view(self.state.page, channel)
         self._prompt(channel=channel)
 
     def set_display(self, low: float = 0.0, high: float = 100.0, gamma: float = 1.0) -> None:
         """Changes contrast (percentiles that become black and white) and gamma on the screen only."""
-        self._display = Display(low, high, gamma)
+        self.contrast = Display(low, high, gamma)
 
     def display_image(self) -> np.ndarray:
         """uint8 RGB (H, W, 3) of the current page and channel with the contrast chosen."""
-        return display(self._pages.view(self._state.page, self._state.channel), self._display)
+        return display(self.pages.view(self.state.page, self.state.channel), self.contrast)
 
     def describe(self, on_text: Callable[[str], None] | None = None) -> str:
         """What the language model says about the image; kept in `description`.
@@ -179,8 +177,8 @@ class ClickSession:
         Args:
             on_text: called with the text so far while it grows.
         """
-        state = self._state
-        text = self._segmenter.describe(state, on_text)
+        state = self.state
+        text = self.segmenter.describe(state, on_text)
         self._descriptions[state.encoding] = text
         return text
 
@@ -188,23 +186,23 @@ class ClickSession:
 
     def save_instance(self) -> int:
         """Keeps the current mask as an instance and returns its number; earlier instances keep their pixels."""
-        state = self._state
+        state = self.state
         if state.region is None:
             raise InputError("There is no mask to save; click on an object first.")
         free = self.mask & ((self.labels == 0) | (self.labels == (state.editing or 0)))
         if not free.any():
             raise InputError("The mask has no pixel that is not saved already; add a point or clear the points.")
-        number, name = saved.next_number(state.instances), PLAIN_NAME
+        number, name = next_number(state.instances), PLAIN_NAME
         if state.editing is not None:
-            number, name = state.editing, saved.find(state.instances, state.editing).name
+            number, name = state.editing, state.find(state.editing).name
         new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free))
-        self._change(state.without_object(instances=saved.put(state.instances, new)))
+        self._change(state.without_object(instances=state.put(new)))
         return number
 
     def select(self, number: int | None) -> None:
         """Marks an instance and goes to its page; None marks none."""
         if number is not None:
-            self.set_page(saved.find(self._state.instances, number).page)
+            self.set_page(self.state.find(number).page)
         self._selected = number
 
     def rename(self, number: int, name: str) -> None:
@@ -212,29 +210,21 @@ class ClickSession:
         name = " ".join(str(name).split())
         if not name:
             raise InputError("An instance needs a name; give at least one letter.")
-        new = replace(saved.find(self._state.instances, number), name=name)
-        self._change(replace(self._state, instances=saved.put(self._state.instances, new)))
+        new = replace(self.state.find(number), name=name)
+        self._change(replace(self.state, instances=self.state.put(new)))
 
     def delete(self, number: int) -> None:
         """Removes an instance; the others keep their numbers."""
-        gone, state = saved.find(self._state.instances, number), self._state
+        state, gone = self.state, self.state.find(number)
         state = state.without_object() if state.editing == number else state
         self._change(replace(state, instances=tuple(i for i in state.instances if i is not gone)))
 
     def edit(self, number: int) -> None:
         """Makes an instance the current object again, with its prompts and pixels; it stays saved until it is replaced."""
-        chosen = saved.find(self._state.instances, number)
-        self._change(
-            replace(
-                self._state,
-                page=chosen.page,
-                prompts=chosen.prompts,
-                box=chosen.box,
-                suggested=(),
-                region=chosen.region,
-                editing=number,
-            )
-        )
+        chosen = self.state.find(number)
+        state = self.state.without_object(page=chosen.page)
+        object_again = {"prompts": chosen.prompts, "box": chosen.box, "region": chosen.region, "editing": number}
+        self._change(replace(state, **object_again))
         self._selected = number
 
     def import_labels(self, source: np.ndarray | str | Path) -> int:
@@ -246,18 +236,18 @@ class ClickSession:
         Returns:
             Number of instances added.
         """
-        found = self._state.instances
-        for page, labels in self._pages.read_labels(source, self.page).items():
-            found += saved.from_labels(labels, page, found, PLAIN_NAME)
-        added = len(found) - len(self._state.instances)
+        found = self.state.instances
+        for page, labels in self.pages.read_labels(source, self.state.page).items():
+            found += from_labels(labels, page, found, PLAIN_NAME)
+        added = len(found) - len(self.state.instances)
         if not added:
             raise InputError("The label image has no object on free pixels; nothing was imported.")
-        self._change(replace(self._state, instances=found))
+        self._change(replace(self.state, instances=found))
         return added
 
     def export(self, folder: str | Path, kinds: Iterable[str]) -> dict[str, Path]:
         """Writes the instances in the formats asked for, see `ullsam.widgets.export`; returns the path of each."""
-        instances, pages = self._state.instances, self._pages
+        instances, pages = self.state.instances, self.pages
         views = {z: pages.view(z, None) for z in sorted({i.page for i in instances})}
         annotations = Annotations(
             name=pages.name,
@@ -265,78 +255,54 @@ class ClickSession:
             count=pages.count,
             pixel_size=pages.pixel_size,
             images=views,
-            shown={z: display(view, self._display) for z, view in views.items()},
-            labels={z: saved.label_map(instances, z, view.shape[:2]) for z, view in views.items()},
+            pictures={z: display(view, self.contrast) for z, view in views.items()},
+            labels={z: label_map(instances, z, view.shape[:2]) for z, view in views.items()},
             names={i.number: i.name for i in instances},
         )
         return export(annotations, folder, kinds)
 
     # ---------------------------------------------------------------- what there is to read
 
-    prompts = property(lambda self: self._state.prompts, doc="Points (x, y, label) of the current object.")
-    box = property(lambda self: self._state.box, doc="(x0, y0, x1, y1) of the current object, or None.")
-    suggested = property(lambda self: self._state.suggested, doc="Automatic points (x, y, 0) around the mask.")
-    instances = property(lambda self: list(self._state.instances), doc="Saved instances of all pages, list of Instance.")
-    editing = property(lambda self: self._state.editing, doc="Number of the instance that is the current object, or None.")
+    instances = property(lambda self: list(self.state.instances), doc="Saved instances of all pages, list of Instance.")
     project = property(lambda self: self._autosave.path, doc="The file that keeps the work, or None.")
-    pages = property(lambda self: self._pages.count, doc="Number of pages.")
-    page = property(lambda self: self._state.page, doc="Current page, from 0.")
-    channels = property(lambda self: self._pages.channels(self.page), doc="Names of the channels, () for a grey image.")
-    channel = property(lambda self: self._state.channel, doc="Current channel from 0, None for all together.")
-    models = property(lambda self: self._segmenter.names, doc="Names of the models.")
-    model = property(lambda self: self._state.model, doc="Name of the current model.")
-    has_vlk = property(lambda self: self._segmenter.has_vlk(self._state), doc="The model has knowledge to switch.")
-    vlk = property(lambda self: self._state.vlk and self.has_vlk, doc="With vision-language knowledge.")
-    contrast = property(lambda self: self._display, doc="Contrast and gamma on the screen, see `set_display`.")
-    negatives = property(lambda self: self._state.negatives, doc="With automatic negative points.")
-    candidate = property(lambda self: self._state.candidate, doc="Which mask, see `set_candidate`.")
+    size = property(lambda self: self.pages.page(self.state.page).shape[:2], doc="(H, W) of the current page.")
+    channels = property(lambda self: self.pages.channels(self.state.page), doc="Names of channels, () for a grey image.")
+    models = property(lambda self: self.segmenter.names, doc="Names of the models.")
+    has_vlk = property(lambda self: self.segmenter.has_vlk(self.state), doc="The model has knowledge to switch.")
+    vlk = property(lambda self: self.state.vlk and self.has_vlk, doc="With vision-language knowledge.")
+    encoded = property(lambda self: self.segmenter.is_encoded(self.state), doc="The next click need not wait.")
+    description = property(lambda self: self._descriptions.get(self.state.encoding, ""), doc="The language model's words.")
     can_undo = property(lambda self: bool(self._past), doc="There is a change to take back.")
     can_redo = property(lambda self: bool(self._future), doc="There is a change to do again.")
-    mask = property(lambda self: self._mask, doc="bool (H, W) of the current object; None without prompts.")
-    labels = property(lambda self: self._labels, doc="int32 (H, W), saved instances of the current page, 0 background.")
-    size = property(lambda self: self._pages.page(self.page).shape[:2], doc="(H, W) of the current page.")
-    description = property(lambda self: self._descriptions.get(self._state.encoding, ""), doc="The language model's words.")
+    grab = property(lambda self: max(1.0, GRAB * max(self.size)), doc="Pixels within which a click means a point there.")
 
     @property
     def selected(self) -> int | None:
         """Number of the instance that is marked."""
-        return self._selected if any(i.number == self._selected for i in self._state.instances) else None
-
-    @property
-    def grab(self) -> float:
-        """Distance in pixels within which a click means the point that is there already."""
-        return max(1.0, GRAB * max(self.size))
+        return self._selected if any(i.number == self._selected for i in self.state.instances) else None
 
     # ---------------------------------------------------------------- from one state to the next
 
     def _prompt(self, **changes) -> None:
         """Changes what the mask depends on; taken over only when the mask could be computed."""
-        self._change(self._segmenter.segmented(replace(self._state, **changes)))
+        self._change(self.segmenter.segmented(replace(self.state, **changes)))
 
     def _change(self, state: State) -> None:
-        past = (*self._past, self._state)[-STEPS:]
+        past = (*self._past, self.state)[-STEPS:]
         self._show(state)
         self._past, self._future = past, ()
 
     def _show(self, state: State) -> None:
         """Makes a state the current one, after its instances are safe on disk."""
-        if state.instances is not self._state.instances:
-            self._autosave.write(Project(state.model, state.page, state.channel, state.instances))
-        if state.instances is not self._state.instances or state.page != self._state.page:
-            self._labels = self._label_map(state)
-        self._state = state
-        self._mask = None if state.region is None else state.region.mask(self.size)
+        if state.instances is not self.state.instances:
+            self._autosave.write(state)
+        if state.instances is not self.state.instances or state.page != self.state.page:
+            self.labels = self._label_map(state)
+        self.state = state
+        self.mask = None if state.region is None else state.region.mask(self.size)
 
     def _label_map(self, state: State) -> np.ndarray:
-        return saved.label_map(state.instances, state.page, self._pages.page(state.page).shape[:2])
-
-    def _continued(self, state: State) -> State:
-        """The state in which an earlier session left the project, or `state` without a project."""
-        project = self._autosave.read()
-        if project is None:
-            return state
-        model = project.model if project.model in self.models else state.model
-        return replace(state, model=model, page=project.page, channel=project.channel, instances=project.instances)
+        return label_map(state.instances, state.page, self.pages.page(state.page).shape[:2])
 
 
 def _numbers(*values) -> tuple[float, ...]:

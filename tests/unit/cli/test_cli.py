@@ -1,116 +1,204 @@
-"""The command line: what it writes, prints, and says about wrong input."""
+"""The command table: every kind of command line is understood, wrong ones are one sentence, and help loads nothing heavy."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from ullsam import ULLSAM
-from ullsam.cli import main
-from ullsam.evaluation.protocol import SCORES
+from ullsam.cli import COMMANDS, main, measure, parse, prepare, report, train
+from ullsam.cli.options import Measured
 
-KEYS = {
-    "command",
-    "machine",
-    "model",
-    "data",
-    "split",
-    "points",
-    "vlk",
-    "seed",
-    "n_images",
-    "n_instances",
-    *SCORES,
-    "seconds",
-    "per_image",
-}
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "data/README.md", "docs/*.md", "data/weights/README.md", "notebooks/*.ipynb")
+QUOTED = re.compile(r"(?:python -m ullsam|accelerate launch[\w \-]* -m ullsam) [^`\"\\#|\n]+")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    ULLSAM.from_preset("debug").save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def data(tmp_path, make_corpus):
-    """Two corpora of two images; only the first has a table and facts."""
-    for name in ("first", "second"):
-        make_corpus(tmp_path / name, 2)
-    (tmp_path / "first" / "images.csv").write_text("file,split\n0.png,train\n1.png,test\n")
-    (tmp_path / "first" / "meta.json").write_text('{"name": "n", "modality": "fluorescence", "structure": "nucleus"}')
-    return [str(tmp_path / "first"), str(tmp_path / "second")]
-
-
-def test_evaluate_one_folder(model, data, tmp_path, capsys):
-    out = tmp_path / "out" / "results.json"
-    assert main(["evaluate", "--model", model, "--data", data[0], "--split", "test", "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert set(result) == KEYS
-    assert (result["model"], result["data"], result["split"], result["n_images"]) == ("small", "first", "test", 1)
-    folder = f"{tmp_path.name}/first"
-    assert result["command"] == f"python -m ullsam evaluate --model small --data {folder} --split test --out results.json"
-    assert set(result["machine"]) == {"cores", "torch", "threads"}
-    assert str(tmp_path) not in out.read_text()
-    printed = capsys.readouterr()
-    assert "dice_instance" in printed.out and "first" in printed.out
-    assert "image" in printed.err  # the bar
-
-
-def test_evaluate_several_folders(model, data, tmp_path, capsys):
-    out = tmp_path / "results.json"
-    options = ["--model", model, "--no-vlk", "--points", "2", "0", "--out", str(out)]
-    assert main(["evaluate", "--data", *data, *options]) == 0
-    result = json.loads(out.read_text())
-    assert set(result) == {"command", "machine", "results", "mean"}
-    assert [(r["data"], r["vlk"], r["points"], r["model"]) for r in result["results"]] == [
-        ("first", False, [2, 0], "small"),
-        ("second", False, [2, 0], "small"),
-    ]
-    for name in SCORES:
-        assert result["mean"][name] == pytest.approx(sum(r[name] for r in result["results"]) / 2)
-    assert "mean" in capsys.readouterr().out
-
-
-def test_evaluate_with_boxes(model, data, tmp_path):
-    out = tmp_path / "results.json"
-    assert main(["evaluate", "--model", model, "--data", data[0], "--box", "--limit", "1", "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["points"] == "box"
-
-
-def test_evaluate_words(model, data, tmp_path, capsys):
-    out = tmp_path / "words.json"
-    arguments = ["evaluate-words", "--model", model, "--data", *data, "--limit", "1", "--out", str(out)]
-    assert main(arguments) == 0
-    assert [r["condition"] for r in json.loads(out.read_text())["results"]] == ["image", "image"]
-    assert main([*arguments, "--shuffled"]) == 0
-    assert [r["condition"] for r in json.loads(out.read_text())["results"]] == ["shuffled", "shuffled"]
-    assert "modality" in capsys.readouterr().out
-
-
-def test_describe_prints_one_line_per_image(model, data, capsys):
-    images = [f"{data[0]}/images/{i}.png" for i in range(2)]
-    assert main(["describe", *images, "--model", model, "--question", "What is this?"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0].rstrip(":") for line in lines] == images
+def arguments(line):
+    command = parse(shlex.split(line))
+    return command.func, command.keywords
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("line", "function", "expected"),
     [
-        (["evaluate", "--data", "{0}/images", "--out", "{0}/r.json"], "has no folder images/"),
-        (["evaluate", "--data", "{0}", "--split", "val", "--out", "{0}/r.json"], "no split 'val'"),
-        (["evaluate", "--data", "{0}", "--points", "0", "3", "--out", "{0}/r.json"], "points is"),
-        (["evaluate", "--data", "{0}", "--out", "{0}"], "is a folder; name a file"),
-        (["evaluate-words", "--data", "{0}", "--shuffled", "--out", "{0}/r.json"], "at least two folders"),
-        (["describe", "{0}/none.png"], "none.png"),
+        ("demo --out data/results", "demo", {"out": "data/results", "model": "tiny"}),
+        ("app --host 0.0.0.0 --port 80 --browser", "app", {"host": "0.0.0.0", "port": 80, "sessions": 8, "browser": True}),
+        (
+            "describe a.png b.png --model m --question 'What is this?'",
+            "describe",
+            {"image": ["a.png", "b.png"], "model": "m"},
+        ),
+        ("describe --model m a.png", "describe", {"image": ["a.png"], "question": None}),
+        ("evaluate --data a b c --out=r", "evaluate", {"on": Measured(["a", "b", "c"], "r"), "points": None, "box": False}),
+        ("evaluate --data a --out r --points 1 0 --no-vlk", "evaluate", {"points": (1, 0), "no_vlk": True}),
+        (
+            "evaluate --model usam-tiny --data a --split test --limit 20 --seed 3 --box --out r",
+            "evaluate",
+            {"on": Measured(["a"], "r", "usam-tiny", "test", 3, 20), "box": True, "no_vlk": False},
+        ),
+        ("evaluate-words --data a b --out r --shuffled", "evaluate_words", {"shuffled": True, "text_only": False}),
+        ("evaluate-words --data a --out r --text-only", "evaluate_words", {"shuffled": False, "text_only": True}),
+        (
+            "knowledge --data a --split val --limit 2 --fit-limit 6 --fit-split train --out k --figure k.png",
+            "knowledge",
+            {"fit_split": "train", "fit_limit": 6, "figure": "k.png"},
+        ),
+        ("worst --data a b --results r.json --out w.png", "worst", {"data": ["a", "b"], "results": "r.json"}),
+        (
+            "microvqa --model m --data jmhb/microvqa --method likelihood official --image own none shuffled --out v",
+            "microvqa",
+            {
+                "ask": measure.Questions(
+                    "v", "m", "jmhb/microvqa", 300, None, ("likelihood", "official"), ("own", "none", "shuffled")
+                )
+            },
+        ),
+        ("train ullsam-tiny", "train", {"recipe": "ullsam-tiny", "out": "runs"}),
+        ("train --out here ullsam-tiny --data d", "train", {"recipe": "ullsam-tiny", "data": train.Data("d")}),
+        (
+            "train --preset paper --stage 1 --sam s --llm OpenGVLab/InternVL2_5-2B --data pairs --lora 4 --dtype bfloat16",
+            "train",
+            {
+                "recipe": None,
+                "stage": 1,
+                "model": train.Model("paper", None, "s", "OpenGVLab/InternVL2_5-2B", None, 4, "bfloat16"),
+                "data": train.Data("pairs"),
+                "settings": train.Settings(),
+            },
+        ),
+        (
+            "train --preset tiny --stage 3 --start f --synthetic-fraction 0.25 --lr 1e-4 --batch-size 2 --view 0",
+            "train",
+            {
+                "model": train.Model("tiny", "f"),
+                "data": train.Data(None, False, 0.25),
+                "settings": train.Settings(lr=1e-4, batch_size=2, view=0),
+            },
+        ),
+        ("train --preset debug --stage 3 --synthetic --steps 2", "train", {"data": train.Data(None, True)}),
+        ("log-run runs/a --note 'half the rate'", "log_run", {"folder": "runs/a", "note": "half the rate", "limit": None}),
+        ("ship ullsam-tiny --out runs", "ship", {"recipe": "ullsam-tiny", "out": "runs"}),
+        ("reproduce", "reproduce", {"tables": (), "options": report.Replication()}),
+        (
+            "reproduce fig5 fig6 --budget short --seeds 2 --synthetic --out=o",
+            "reproduce",
+            {"tables": ("fig5", "fig6"), "options": report.Replication("short", 2, "o", synthetic=True)},
+        ),
+        ("readme", "readme", {"file": "README.md"}),
+        ("prepare-data open --out CORPORA", "prepare_data", {"name": "open", "out": "CORPORA", "seed": 0}),
+        (
+            "prepare-pairs --out p --images 5 --shards a.tar b.tar",
+            "prepare_pairs",
+            {"images": 5, "shards": ("a.tar", "b.tar")},
+        ),
+        ("caption f --base-url http://h/v1 --timeout 0.5", "caption", {"folder": "f", "timeout": 0.5, "workers": 8}),
+        ("make-questions out --count 9 --seed 1", "make_questions", {"out": "out", "count": 9, "seed": 1}),
+        (
+            "convert --sam vit.pth --llm f --out new",
+            "convert",
+            {"sam": "vit.pth", "llm": "f", "out": "new", "dtype": "float32"},
+        ),
+        ("parity folder --tolerance 0.1", "parity", {"folder": "folder", "tolerance": 0.1}),
     ],
 )
-def test_wrong_input_is_one_sentence(model, data, capsys, arguments, sentence):
-    words = [word.format(data[0]) for word in arguments] + ["--model", model]
+def test_a_command_line_becomes_a_function_and_its_arguments(line, function, expected):
+    called, options = arguments(line)
+    assert called.__name__ == function and called is COMMANDS[line.split()[0]]
+    assert {name: options[name] for name in expected} == expected
+
+
+def quoted_commands():
+    """Every command line that documents, notebooks and results files quote, without what stands for the reader's words."""
+    lines = set()
+    for pattern in DOCUMENTS:
+        for path in sorted(ROOT.glob(pattern)):
+            lines |= set(QUOTED.findall(path.read_text("utf-8")))
+    for path in sorted((ROOT / "data" / "results").glob("*.json")):
+        lines |= set(QUOTED.findall(str(json.loads(path.read_text("utf-8")).get("command"))))
+    told = re.compile(r" --note \.\.\.|\.\.\.|\[FOLDER \]|-->|--stage N")  # dots and other hints to the reader
+    whole = {told.sub(" ", line.split("-m ullsam ")[1]).strip() for line in lines}
+    return sorted(line for line in whole if len(line.split()) > 1)
+
+
+@pytest.mark.parametrize("line", quoted_commands())
+def test_what_the_documents_quote_is_understood(line):
+    words = shlex.split(line.rstrip(".,;:)"))
+    missing = {
+        "microvqa": ["--out", "v"],
+        "knowledge": ["--data", "a", "--out", "k"],
+        "evaluate-words": ["--data", "a", "--out", "w"],
+    }
+    missing["evaluate"], missing["log-run"] = missing["evaluate-words"], ["--note", "n"]
+    extra = missing.get(words[0], [])
+    for option, *values in (extra[i : i + 2] for i in range(0, len(extra), 2)):
+        words += [] if option in words else [option, *values]
+    assert parse(words).func is COMMANDS[words[0]]
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "accelerate", "matplotlib", "cv2", "scipy", "pandas")
+    loaded = f"print(*sorted({{*{heavy}}} & {{*sys.modules}}), file=sys.stderr)"
+    code = f"import sys, ullsam.cli\ntry: ullsam.cli.main(['--help'])\nfinally: {loaded}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"COLUMNS": "200"})
+    assert done.returncode == 0 and not done.stderr.strip()
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_for_every_option(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for option in re.findall(r"^[│ ]+(--[\w-]+)[^│]*│$", said, re.MULTILINE):
+        rest = said.split(f" {option}")[-1].split("│ --")[0]
+        assert re.search(r"[a-z]{2,}.*\(?(required|default)?", rest), option
+    assert COMMANDS[name].__doc__.splitlines()[0].split(";")[0][:60] in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["segment"],
+        ["evaluate", "--data", "a"],
+        ["evaluate", "--data", "a", "--out", "b", "--point", "1", "3"],
+        ["evaluate", "--data", "a", "--out", "b", "--points", "1"],
+        ["train", "--preset", "debug", "--stage", "one"],
+        ["train", "--preset", "debug", "--stage", "1", "--dtype", "float16"],
+    ],
+)
+def test_what_is_no_command_line_ends_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evaluate", "--data", "a", "--out", "b", "--box", "--points", "1", "0"], "--points and --box exclude each other"),
+        (["evaluate-words", "--data", "a", "--out", "b", "--shuffled", "--text-only"], "--shuffled and --text-only exclude"),
+        (["reproduce", "--data", "a", "--synthetic"], "--data and --synthetic exclude each other; give one of them."),
+        (["train", "--preset", "debug", "--stage", "3", "--data", "a", "--synthetic"], "--data and --synthetic exclude"),
+        (
+            ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--synthetic-fraction", "0.5"],
+            "--synthetic and --synthetic-fraction exclude each other",
+        ),
+        (["evaluate", "--data", "--out", "b"], "--data names no folder"),
+        (["describe"], "describe names no image"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_sentence(words, sentence, capsys):
     assert main(words) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("ullsam: ") and sentence in error
+    error = capsys.readouterr().err
+    assert error.startswith("ullsam: ") and sentence in error and error.count("\n") == 1
 
 
 def test_what_the_file_system_refuses_is_one_sentence(tmp_path, capsys, monkeypatch):
@@ -121,8 +209,8 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, capsys, monkeypa
         monkeypatch.setattr("ullsam.data.questions.synthetic_questions", fail)
 
     (tmp_path / "file").write_text("in the way")
-    train = ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--out", str(tmp_path / "file")]
-    assert main(train) == 2
+    line = ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--out", str(tmp_path / "file")]
+    assert main(line) == 2
     assert "debug-stage3 cannot be used (Not a directory); check the path" in capsys.readouterr().err
     refuse(28, "No space left on device")
     assert main(["make-questions", str(tmp_path)]) == 2
@@ -132,13 +220,5 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, capsys, monkeypa
         main(["make-questions", str(tmp_path)])
 
 
-def test_unknown_model(data, tmp_path, capsys):
-    assert main(["evaluate", "--model", "huge", "--data", data[0], "--out", str(tmp_path / "r.json")]) == 2
-    assert "one of tiny, usam-tiny" in capsys.readouterr().err
-
-
-def test_unknown_command_and_clashing_options(capsys):
-    for words in (["segment"], ["evaluate", "--box", "--points", "1", "0", "--data", "a", "--out", "b"]):
-        with pytest.raises(SystemExit) as stop:
-            main(words)
-        assert stop.value.code == 2
+def test_what_is_printed_while_it_runs_is_seen_at_once():
+    assert prepare.say.keywords == {"flush": True}

@@ -66,14 +66,12 @@ def test_sources_are_balanced_whatever_their_size(tmp_path):
     assert 90 < names.count("small/0") < 210
 
 
-def test_share_of_synthetic_draws(tmp_path, monkeypatch):
-    from ullsam.data import synthetic
-
+def test_fraction_of_synthetic_draws(tmp_path, monkeypatch):
     def generate(style, seed, size):
         labels = np.ones((size, size), np.int32)
         return Sample(np.zeros((size, size, 3), np.uint8), labels, {}, f"{style}-{seed}")
 
-    monkeypatch.setattr(synthetic, "generate", generate)
+    monkeypatch.setattr("ullsam.data.mixture.generate", generate)
     mixture = Mixture([(make(tmp_path / "a"), None)], ["x", "y"], 0.3, synthetic_size=32)
     names = [mixture.sample(i).name for i in range(1000)]
     assert 250 < sum(name[0] in "xy" for name in names) < 350

@@ -7,17 +7,21 @@ from hypothesis import strategies as st
 
 from ullsam.data.captions import (
     COUNTS,
+    article,
     caption,
     caption_claims,
     check_claims,
     contradictions,
     count_band,
+    find_modality,
+    find_specimen,
+    find_structure,
     measure,
     names_modality,
     names_structure,
+    plural,
 )
 from ullsam.data.corpus import Sample
-from ullsam.data.phrases import article, find_modality, find_specimen, find_structure, plural
 from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
 

@@ -106,6 +106,22 @@ def test_broken_tables(tmp_path, name, text, words):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("file", ["../../secret.png", "sub/../../secret.png", "{tmp_path}/secret.png"])
+def test_a_table_cannot_reach_outside_its_folder(tmp_path, file):
+    folder = make(tmp_path / "a")
+    cv2.imwrite(str(tmp_path / "secret.png"), np.zeros((3, 4), np.uint8))
+    (folder / "images.csv").write_text(f"file\n{file.format(tmp_path=tmp_path)}\n")
+    with pytest.raises(InputError, match="images.csv names .*secret.png, which is outside images/; put the image there"):
+        Corpus(folder)
+
+
+def test_a_line_of_captions_without_a_caption(tmp_path):
+    folder = make(tmp_path / "a")
+    (folder / "captions.jsonl").write_text('{"file": "0000.png"}\n')
+    with pytest.raises(InputError, match="captions.jsonl has a line without 'caption'"):
+        Corpus(folder)
+
+
 def test_a_table_of_excel_with_byte_order_mark(tmp_path):
     folder = make(tmp_path / "a")
     (folder / "images.csv").write_text("file,split\n0001.png,val\n", encoding="utf-8-sig")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ullsam.data.decode import count_pages
 from ullsam.data.io import Square, from_square, read_image, read_labels, to_rgb8, to_square, write_labels
 from ullsam.errors import InputError
 
@@ -104,6 +105,19 @@ def test_page_of_a_hyperstack_has_all_channels(tmp_path, axes):
     np.testing.assert_array_equal(read_image(tmp_path / "a.ome.tif", 3), np.moveaxis(stack[3], 0, -1))
 
 
+def test_a_page_is_read_without_its_neighbours(tmp_path, monkeypatch):
+    whole = []
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *_, **__: whole.append(1))
+    stack = noise(5, 2, 9, 8)  # Z C Y X
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
+    for z in (0, 4):
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif", z), np.moveaxis(stack[z], 0, -1))
+    tifffile.imwrite(tmp_path / "b.tif", noise(9, 8, 64), photometric="minisblack", planarconfig="contig")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: whole.append(1))
+    says(tmp_path / "b.tif", "64 channels")
+    assert not whole
+
+
 def test_pages_of_different_sizes(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
         tif.write(noise(9, 8))
@@ -191,6 +205,69 @@ def test_page_of_a_png(tmp_path):
         read_image(write_png(tmp_path / "a.png", noise(4, 4)), page=1)
 
 
+# files that name other files
+
+
+def ome_part(path, own, names, axis="C"):
+    """An OME-TIFF of one plane at `path` that says its planes along an axis lie in the files `names`."""
+    parts = "".join(
+        f'<TiffData First{axis}="{i}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{i}</UUID></TiffData>'
+        for i, name in enumerate(names)
+    )
+    sizes = " ".join(f'Size{a}="{len(names) if a == axis else 1}"' for a in "ZCT")
+    xml = (
+        f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="8" SizeY="6" {sizes}>'
+        f"{parts}</Pixels></Image></OME>"
+    )
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, np.full((6, 8), 10 * (own + 1), np.uint8), description=xml.encode(), metadata=None)
+    return path
+
+
+@pytest.mark.parametrize("axis", ["C", "Z"])
+@pytest.mark.parametrize("way", ["absolute", "upwards", "link", "absent"])
+def test_a_tif_opens_no_file_outside_its_folder(tmp_path, way, axis):
+    secret = tmp_path / "secret.tif"
+    tifffile.imwrite(secret, np.full((6, 8), 99, np.uint8))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "link.tif").symlink_to(secret)
+    name = {"absolute": str(secret), "upwards": "../secret.tif", "link": "link.tif", "absent": "absent.tif"}[way]
+    path = ome_part(tmp_path / "own" / "mine.ome.tif", 1, [name, "mine.ome.tif"], axis)
+    assert (tifffile.imread(path) == 99).any() == (way != "absent"), "the file does not attack"
+    np.testing.assert_array_equal(read_image(path), np.full((6, 8), 20))
+    np.testing.assert_array_equal(read_labels(path), np.full((6, 8), 20))
+    assert count_pages(path) == 1
+
+
+def test_a_set_of_files_in_one_folder_is_read_together(tmp_path):
+    names = ["a.ome.tif", "b.ome.tif"]
+    for axis in "CZ":
+        for own, name in enumerate(names):
+            ome_part(tmp_path / axis / name, own, names, axis)
+    (tmp_path / "link").symlink_to(tmp_path / "C")
+    for folder in ("C", "link"):
+        image = read_image(tmp_path / folder / "b.ome.tif")
+        assert image.shape == (6, 8, 2) and image[0, 0].tolist() == [10, 20]
+    assert [int(read_image(tmp_path / "Z" / "a.ome.tif", z)[0, 0]) for z in range(2)] == [10, 20]
+    assert count_pages(tmp_path / "Z" / "a.ome.tif") == 2
+
+
+def test_an_index_of_a_micro_manager_set_leads_nowhere_else(tmp_path, monkeypatch):
+    def index(name):
+        axes = b'{"z": 0}'
+        text = struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name.encode()
+        return text + struct.pack("<8I", 0, 8, 6, 0, 0, 0, 0, 0)
+
+    tifffile.imwrite(tmp_path / "secret.tif", np.full((6, 8), 99, np.uint8))
+    (tmp_path / "own").mkdir()
+    path = tmp_path / "own" / "a_NDTiffStack.tif"
+    tifffile.imwrite(path, noise(6, 8), metadata=None)
+    (tmp_path / "own" / "NDTiff.index").write_bytes(index("../secret.tif"))
+    monkeypatch.setattr(tifffile.TiffFile, "is_ndtiff", True)  # what the header of such a file says
+    says(path, "names files outside its folder")
+
+
 # labels
 
 
@@ -251,7 +328,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(InputError, match="could not be written .*disk"):
         write_labels(tmp_path / "a.png", np.zeros((3, 3), int))
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.eye(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ullsam import ULLSAM, Corpus, InputError, Mixture, TrainConfig, generate, write_labels
+from ullsam.evaluation import compare
 from ullsam.evaluation.compare import FAST, UNSEEN, compare_vlsa, make_variant, score_samples
-from ullsam.evaluation.protocol import format_table
+from ullsam.evaluation.statistics import format_table
 from ullsam.files import write_json
 
 SMALL = TrainConfig(steps=1, batch_size=1, instances=1, warmup=1)
@@ -118,6 +121,39 @@ def test_mistakes_are_found_before_training(start):
         compare_vlsa(["paper"], model=ULLSAM.from_preset("debug", llm=None, vlsa="none"))
 
 
-def test_unseen_seeds_make_images_that_training_never_draws():
-    images = [generate("fluorescence_nuclei", seed, 64).image for seed in (0, UNSEEN)]
-    assert not np.array_equal(*images)
+class Highest(np.random.Generator):
+    """A generator whose every draw is the largest possible one; random() is 0, so that a Mixture paints its images."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def random(self, *args, **kwargs):
+        return 0.0
+
+    def integers(self, low, high=None, **kwargs):
+        return (low if high is None else high) - 1
+
+
+def seed_of(sample):
+    return int(sample.name.rpartition("/")[2])
+
+
+@given(st.integers(0, 2**63 - 1))
+@settings(max_examples=50)
+def test_training_draws_seeds_below_the_unseen_ones(seed):
+    assert 0 <= seed_of(small_mixture().draw(np.random.default_rng(seed))) < UNSEEN
+
+
+def test_the_largest_seed_that_training_can_draw_is_below_the_unseen_ones():
+    assert seed_of(small_mixture().draw(Highest())) == UNSEEN - 1
+
+
+def test_held_out_synthetic_images_have_unseen_seeds(start, monkeypatch):
+    scored = []
+    monkeypatch.setattr(
+        compare, "score_samples", lambda model, samples: scored.extend(samples) or score_samples(model, samples)
+    )
+    compare_vlsa(["none"], 1, [0], small_mixture(), model=start, train=SMALL, progress=False)
+    assert scored and all(seed_of(sample) >= UNSEEN for sample in scored)
+    drawn = [generate("fluorescence_nuclei", seed, 64).image for seed in (*range(20), UNSEEN - 1)]
+    assert not any(np.array_equal(sample.image, image) for sample in scored for image in drawn)

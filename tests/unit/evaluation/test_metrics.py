@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage.metrics import contingency_table as skimage_contingency
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from ullsam.errors import InputError
 from ullsam.evaluation.metrics import (
     THRESHOLDS,
-    contingency_table,
     dice,
     hit_rate,
-    image_dice,
     instance_scores,
     iou,
     iou_matrix,
@@ -83,11 +82,6 @@ def test_dice_and_iou_agree_and_are_symmetric(pair):
     assert score == iou(true, pred) and dice(pred, true) == dice(true, pred)
 
 
-def test_image_dice_ignores_the_ids():
-    assert image_dice(row(1, 1, 2, 0, 0), row(0, 7, 7, 7, 0)) == pytest.approx(4 / 6)
-    assert image_dice(row(0, 0), row(0, 0)) == 1
-
-
 def test_instance_scores_pair_masks_with_their_own_instance():
     labels = row(5, 5, 0, 9, 9)
     masks = np.array([[[0, 0, 0, 1, 0]], [[1, 1, 1, 0, 0]]], bool)
@@ -147,11 +141,31 @@ def test_merge_covers_the_union_with_connected_instances(masks):
 
 
 @given(PAIRS)
-def test_contingency_table_equals_skimage(pair):
-    counts, pred_ids, true_ids = contingency_table(*pair)
-    expected = skimage_contingency(*pair).toarray()  # one row and column for every number up to the largest
-    np.testing.assert_array_equal(counts, expected[np.ix_(pred_ids, true_ids)])
-    assert counts.sum() == pair[0].size == expected.sum()
+def test_iou_matrix_equals_that_from_skimage(pair):
+    counts = skimage_contingency(*pair).toarray()  # one row and column for every number up to the largest
+    union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
+    pred_ids, true_ids = (np.unique(labels[labels != 0]) for labels in pair)
+    np.testing.assert_allclose(iou_matrix(*pair), (counts / np.maximum(union, 1))[np.ix_(pred_ids, true_ids)])
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_dice_and_iou_are_f1_and_jaccard_of_the_pixels(pair):
+    pred, true = (labels.ravel() > 1 for labels in pair)
+    assert dice(pred, true) == pytest.approx(f1_score(true, pred, zero_division=1))
+    assert iou(pred, true) == pytest.approx(jaccard_score(true, pred) if (pred | true).any() else 1)
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_precision_and_recall_are_those_of_matched_instances(pair):
+    """Each true instance is found or not, and each prediction without a partner is an instance that is not there."""
+    scores, ious = label_map_scores(*pair), iou_matrix(*pair)
+    hits = len(match(ious)[0])
+    found = [1] * hits + [0] * (ious.shape[1] - hits) + [1] * (ious.shape[0] - hits)
+    there = [1] * ious.shape[1] + [0] * (ious.shape[0] - hits)
+    for name, score in (("precision50", precision_score), ("recall50", recall_score), ("f1_50", f1_score)):
+        assert scores[name] == pytest.approx(score(there, found, zero_division=0) if there else 0)
 
 
 @settings(deadline=None)
@@ -247,7 +261,7 @@ def test_large_ids_need_no_large_table():
         lambda: label_map_scores(row(1, 2) * 1.0, row(1, 2)),
         lambda: label_map_scores(row(1, 2)[0], row(1, 2)[0]),
         lambda: label_map_scores(np.zeros((0, 4), int), np.zeros((0, 4), int)),
-        lambda: image_dice(row(1, 2), row(1, 2).T),
+        lambda: iou_matrix(row(1, 2), row(1, 2).T),
         lambda: merge_instances(np.ones((2, 2), bool)),
         lambda: merge_instances(np.ones((1, 2, 2))),
         lambda: instance_scores(np.ones((2, 1, 3), bool), row(1, 2, 3), np.array([1])),

@@ -10,17 +10,8 @@ import numpy as np
 import pytest
 
 from ullsam import ULLSAM, Corpus, InputError, Predictor, Sample, write_labels
-from ullsam.evaluation.protocol import (
-    SCORES,
-    evaluate,
-    format_table,
-    make_prompts,
-    mean_scores,
-    report,
-    score_image,
-    score_masks,
-    summarise,
-)
+from ullsam.evaluation.protocol import SCORES, evaluate, make_prompts, mean_scores, score_image, score_masks, summarise
+from ullsam.evaluation.statistics import format_table, report
 from ullsam.files import write_json
 
 KEYS = ["model", "data", "split", "points", "vlk", "seed", "n_images", "n_instances", *SCORES, "seconds", "per_image"]
@@ -306,7 +297,7 @@ def test_table_layout():
 
 def test_report_holds_one_result_itself_and_several_in_a_list():
     result = {name: 0.25 for name in SCORES} | {"data": "a"}
-    single, several = report([result], "c"), report([result, {name: 0.75 for name in SCORES}], "c")
+    single, several = report([result], "c"), report([result, {name: 0.75 for name in SCORES}], "c", mean_scores)
     assert single["data"] == "a" and single["command"] == "c" and single["machine"]["threads"] >= 1
     assert several["mean"] == {name: 0.5 for name in SCORES} and len(several["results"]) == 2
     assert "mean" not in report([{"text": "a"}, {"text": "b"}], "c")
@@ -324,5 +315,5 @@ def test_file_is_strict_json_and_complete(tmp_path):
 
 def test_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="could not be written"):
         write_json(tmp_path / "file" / "results.json", {})

@@ -18,7 +18,7 @@ from ullsam.evaluation.protocol import SCORES
 from ullsam.lab.baselines import MedSamPredictor, open_predictor
 
 SIDE = 128
-KINDS = ("sam", "sam_hq", "sam2", "sam2_video")
+MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video")
 VISION = dict(
     image_size=SIDE,
     hidden_size=32,
@@ -98,7 +98,7 @@ def processor(kind):
 def folders(tmp_path_factory):
     """One folder per kind, saved by transformers' own classes."""
     root = tmp_path_factory.mktemp("hub")
-    for kind in KINDS:
+    for kind in MODEL_TYPES:
         random_model(kind).save_pretrained(root / kind)
         processor(kind).save_pretrained(root / kind)
     return root
@@ -124,7 +124,7 @@ def direct(kind, folder, image, points=None, labels=None, boxes=None, multimask=
     return prepare.post_process_masks(out.pred_masks, *sizes)[0].numpy(), out.iou_scores[0].numpy()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_TYPES)
 @pytest.mark.parametrize("multimask", [False, True])
 def test_same_masks_as_the_model_itself(folders, kind, multimask):
     predictor = open_predictor(folders / kind)
@@ -138,7 +138,7 @@ def test_same_masks_as_the_model_itself(folders, kind, multimask):
     assert len({logits.tobytes() for logits in found.logits}) == 3  # the prompts do make a difference
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_TYPES)
 def test_same_masks_for_boxes(folders, kind):
     predictor = open_predictor(folders / kind)
     predictor.set_image(IMAGE)
@@ -155,7 +155,7 @@ def test_more_objects_than_fit_one_chunk(folders):
     assert np.array_equal(masks[35], predictor.predict(points[35], np.ones(1)).masks[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_TYPES)
 @pytest.mark.parametrize("size", [(60, 96), (96, 60), (200, 300)])
 def test_points_land_on_what_they_point_at(folders, kind, size, monkeypatch):
     """A bright spot at (x, y) of the image is where the point (x, y) is in the model's input."""
@@ -244,7 +244,7 @@ def data(tmp_path_factory, make_corpus):
 
 
 def test_every_model_in_one_protocol(folders, sam_file, data, tmp_path, capsys):
-    names = [*(folders / kind for kind in KINDS), *(sam_file[1] / f for f in ("sam_vit_b.pth", "medsam_vit_b.pth"))]
+    names = [*(folders / kind for kind in MODEL_TYPES), *(sam_file[1] / f for f in ("sam_vit_b.pth", "medsam_vit_b.pth"))]
     for name in names:
         for prompt in ([], ["--box"]):
             out = tmp_path / "result.json"

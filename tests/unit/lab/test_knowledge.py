@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -14,8 +15,7 @@ from ullsam import STYLES, ULLSAM, Corpus, InputError, Predictor, Sample, genera
 from ullsam.cli import main
 from ullsam.evaluation.protocol import score_image
 from ullsam.lab.knowledge import ARMS, measure_knowledge, read, summarise_knowledge
-from ullsam.lab.probes import estimate, fit_probe, ranking, variance_shares
-from ullsam.lab.states import STEPS, look
+from ullsam.lab.probes import STEPS, class_probabilities, fit_probe, ranking, trace_image, variance_fractions
 from ullsam.plots.charts import show_knowledge
 
 METAS = [{"modality": "fluorescence", "structure": "nucleus"}, {"modality": "SEM", "structure": "axon"}]
@@ -56,29 +56,59 @@ def result(model, corpora):
 
 
 def test_probe_learns_what_is_linear_and_nothing_else():
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 5, generator=rng)
-    y = (x[:, 1] > 0.2).long() + (x[:, 1] > 1).long()  # three classes in a row
-    right = (fit_probe(x[:200], y[:200])(x[200:]).argmax(1) == y[200:]).float().mean()
-    noise = torch.randint(0, 3, (400,), generator=rng)
-    guessed = (fit_probe(x[:200], noise[:200])(x[200:]).argmax(1) == noise[200:]).float().mean()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 5))
+    y = (x[:, 1] > 0.2).astype(int) + (x[:, 1] > 1)  # three classes in a row
+    right = (fit_probe(x[:200], y[:200]).predict(x[200:]) == y[200:]).mean()
+    noise = rng.integers(0, 3, 400)
+    guessed = (fit_probe(x[:200], noise[:200]).predict(x[200:]) == noise[200:]).mean()
     assert right > 0.9 and guessed < 0.5
 
 
-def test_probe_answers_several_questions_at_once_and_ignores_constants():
-    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+def test_probe_ignores_constants():
+    x = np.random.default_rng(0).standard_normal((200, 4))
     x[:, 3] = 7.0
-    y = (x[:, :2] > 0).float()
-    logits = fit_probe(x, y)(x)
-    assert ((logits > 0) == (y > 0)).float().mean() > 0.97 and torch.isfinite(logits).all()
+    for y in (x[:, :2] > 0).astype(int).T:
+        found = class_probabilities(fit_probe(x, y), x, 2)
+        assert ((found[:, 1] > 0.5) == y).mean() > 0.97 and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_probe_of_a_single_class_is_sure_of_it(only):
+    x = np.random.default_rng(0).standard_normal((20, 3))
+    probe = fit_probe(x, np.full(20, only), np.arange(20) // 4)
+    np.testing.assert_array_equal(class_probabilities(probe, x, 2)[:, only], 1)
+
+
+def test_probe_bears_a_class_that_is_only_held_out():
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    y = np.where(np.arange(40) % 4 == 3, 2, x[:, 0] > 0).astype(int)
+    assert class_probabilities(fit_probe(x, y), x, 3).sum(1) == pytest.approx(1)
 
 
 def test_probe_is_held_back_where_examples_of_a_group_repeat_noise():
-    rng = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(40, 60, generator=rng), torch.randint(0, 2, (40,), generator=rng))
-    x, y, groups = (v.repeat_interleave(5, 0) for v in (x, y, torch.arange(40)))  # 40 images of 5 equal places
-    alone, together = fit_probe(x, y), fit_probe(x, y, groups)
-    assert together.weight.norm() < alone.weight.norm() / 5  # single places look learnable, whole images do not
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 60)), rng.integers(0, 2, 40)
+    x, y, groups = (v.repeat(5, 0) for v in (x, y, np.arange(40)))  # 40 images of 5 equal tokens
+    alone, grouped = (np.linalg.norm(fit_probe(x, y, g)[-1].coef_) for g in (None, groups))
+    assert grouped < alone / 5  # single tokens look learnable, whole images do not
+
+
+def test_probe_minimises_the_penalised_loss():
+    """Three groups leave none out: the largest penalty, checked by the gradient that a minimum has not."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 4))
+    y = (x @ [2, -1, 0, 0] + rng.standard_normal(60) > 0).astype(int)
+    probe = fit_probe(x, y, np.arange(60) % 3)
+    z = (x - x.mean(0)) / x.std(0)
+    gradient = z.T @ (probe.predict_proba(x)[:, 1] - y) + 1000 * probe[-1].coef_[0]
+    np.testing.assert_allclose(gradient, 0, atol=1e-2)
+
+
+def test_without_scikit_learn_one_sentence_names_the_remedy(model, corpora, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(InputError, match="need scikit-learn; install it"):
+        measure_knowledge(model, corpora, "val")
 
 
 def test_ranking_by_hand():
@@ -95,14 +125,6 @@ def test_ranking_of_the_opposite_is_the_rest(pairs):
         assert value + ranking(-scores, truth) == pytest.approx(1)
 
 
-def test_estimate_leaves_out_unknown_images():
-    assert estimate([1, None, True, 1.0])["mean"] == 1.0
-    assert estimate([1, None])["interval"] == [1.0, 1.0] and estimate([1, None])["n"] == 1
-    assert estimate([None]) == {"mean": None, "interval": None, "n": 0}
-    low, high = estimate([0, 1] * 50)["interval"]
-    assert 0.35 < low < 0.5 < high < 0.65
-
-
 def test_shares_of_pure_states():
     image, place = np.array([[1.0], [-1.0]]), np.array([[2.0], [-2.0], [0.0]])
     zeros = np.zeros((2, 3, 1))
@@ -113,7 +135,7 @@ def test_shares_of_pure_states():
         "both": zeros + image[:, None] * place,
     }
     for name, x in pure.items():
-        found = {key: share["mean"] for key, share in variance_shares(x, draws=10).items()}
+        found = {key: share["mean"] for key, share in variance_fractions(x, draws=10).items()}
         assert found == pytest.approx({key: float(key == name) for key in pure})
 
 
@@ -121,7 +143,7 @@ def test_shares_of_pure_states():
 @given(st.integers(0, 1000))
 def test_shares_add_up_to_one(seed):
     x = np.random.default_rng(seed).normal(1, 2, (4, 5, 3))
-    found = {key: share["mean"] for key, share in variance_shares(x, draws=50).items()}
+    found = {key: share["mean"] for key, share in variance_fractions(x, draws=50).items()}
     assert sum(found.values()) == pytest.approx(1) and min(found.values()) >= 0
     assert found["constant"] == pytest.approx((x.mean((0, 1)) ** 2).sum() / (x**2).sum(2).mean())
 
@@ -132,10 +154,10 @@ def test_shares_add_up_to_one(seed):
 def test_patches_are_those_of_the_image(model):
     labels = np.zeros((64, 32), np.int32)
     labels[16:32, :16] = 4  # the patch in the second row, first column; the right half of the canvas is padding
-    seen = look(model, Sample(np.zeros((64, 32, 3), np.uint8), labels))
-    assert seen.inside.tolist() == [True, False] * 2
-    assert seen.objects.tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4]  # in the order of pixel_shuffle
-    assert list(seen.rows) == list(STEPS)
+    trace = trace_image(model, Sample(np.zeros((64, 32, 3), np.uint8), labels))
+    assert trace.inside.tolist() == [True, False] * 2
+    assert trace.objects.tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4]  # in the order of pixel_shuffle
+    assert list(trace.states) == list(STEPS)
 
 
 # ---------------------------------------------------------------- a whole measurement
@@ -183,7 +205,7 @@ def test_a_decoder_that_does_not_listen_is_found_out(corpora, monkeypatch):
 
 def test_other_knowledge_is_that_of_the_other_corpus(model, corpora, monkeypatch):
     sample = corpora[1].read(next(r for r in corpora[1].records if r.split == "val"))
-    expected, given_ = look(model, sample).knowledge, []
+    expected, given_ = trace_image(model, sample).knowledge, []
     segment = model.segment
     monkeypatch.setattr(model, "segment", lambda f, p, k=None: (given_.append(k), segment(f, p, k))[1])
     measure_knowledge(model, corpora, "val", limit=1, fit_limit=1, most_objects=1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import ullsam
-from ullsam.data.questions import COUNTS, INSTRUMENTS, KINDS, SHARES
+from ullsam.data.questions import AREA_FRACTIONS, COUNTS, INSTRUMENTS, QUESTION_TYPES
 from ullsam.lab.microvqa import (
     TASKS,
     Question,
@@ -149,10 +149,10 @@ def test_contrast_is_clear_where_it_is_asked():
 
 def test_all_kinds_and_tasks_take_turns():
     assert [q.task for q in QUESTIONS[:6]] == [1, 2, 3, 1, 2, 3]
-    assert len({q.question.split(" the ")[0] for q in QUESTIONS}) >= sum(len(kinds) for kinds in KINDS.values())
+    assert len({q.question.split(" the ")[0] for q in QUESTIONS}) >= sum(len(types) for types in QUESTION_TYPES.values())
     assert {len(q.images_list) for q in QUESTIONS} == {1, 2}
     assert len({q.key_image for q in QUESTIONS}) == len(QUESTIONS)
-    assert [smallest for smallest, _ in COUNTS + SHARES] == [1, 4, 11, 31, 0.0, 0.1, 1 / 3, 2 / 3]
+    assert [smallest for smallest, _ in COUNTS + AREA_FRACTIONS] == [1, 4, 11, 31, 0.0, 0.1, 1 / 3, 2 / 3]
 
 
 def test_right_answers_stand_at_every_place():

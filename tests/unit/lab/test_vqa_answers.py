@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ullsam import ULLSAM, InputError
 from ullsam.cli import main
-from ullsam.cli.microvqa import open_model
+from ullsam.cli.measure import open_model
 from ullsam.lab.microvqa import RandomGuess, difference, official_choice, official_prompt, run, synthetic_questions
 from ullsam.lab.vision_language import VisionLanguageModel
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 def read(source, split=None):
     pytest.importorskip("datasets")
-    from ullsam.data.question_files import read_questions
+    from ullsam.data.questions import read_questions
 
     return read_questions(source, split)
 

@@ -1,5 +1,6 @@
 """The app without a browser: uploads, results, sentences for bad files, and a server that keeps this machine's files."""
 
+import asyncio
 import http.client
 import io
 import os
@@ -8,23 +9,29 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import cv2
+import nbformat
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from jupyter_client.session import utcnow
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
 from ullsam import InputError
-from ullsam.widgets.app import App, check_size, with_current
+from ullsam.widgets.app import App, check_size, is_loopback, settings, with_current
 from ullsam.widgets.files import FileExchange
-from ullsam.widgets.server import is_loopback, refuse_when_full, settings
+from ullsam.widgets.kernels import FULL, PageKernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -218,14 +225,104 @@ def test_an_upload_over_the_limit_or_with_a_false_size_is_refused(app):
     assert "a.png: 9 x 9 pixels" in app.files.told and not app.files.failed
 
 
-def test_the_server_takes_so_many_pages_and_no_more():
-    request = SimpleNamespace(kernel_manager=SimpleNamespace(list_kernel_ids=lambda: ["a", "b"]))
-    refuse_when_full(request, 3)
-    with pytest.raises(HTTPError) as error:
-        refuse_when_full(request, 2)
-    assert error.value.status_code == 503 and "try again" in error.value.reason
+@pytest.mark.parametrize("way", ["absolute", "upwards"])
+def test_an_uploaded_tif_opens_no_file_of_the_server(app, tmp_path, way):
+    secret = tmp_path / "secret.tif"
+    tifffile.imwrite(secret, np.full((30, 40), 99, np.uint8))
+    name = str(secret) if way == "absolute" else os.path.relpath(secret, folder(app) / "1")
+    parts = "".join(
+        f'<TiffData FirstC="{i}" IFD="0" PlaneCount="1"><UUID FileName="{file}">urn:uuid:{i}</UUID></TiffData>'
+        for i, file in enumerate(["mine.ome.tif", name])
+    )
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0"><Image '
+        'ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="40" SizeY="30" SizeZ="1" SizeC="2" '
+        f'SizeT="1">{parts}</Pixels></Image></OME>'
+    )
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.full((30, 40), 7, np.uint8), description=xml.encode(), metadata=None)
+    (tmp_path / "own" / "1").mkdir(parents=True)
+    attack = tmp_path / "own" / "1" / "mine.ome.tif"
+    attack.write_bytes(buffer.getvalue())
+    assert way != "absolute" or (tifffile.imread(attack) == 99).any(), "the file does not attack"
+    app.open("mine.ome.tif", buffer.getvalue())
+    assert app.click.session.pages.count == 1 and not app.click.session.channels
+    np.testing.assert_array_equal(app.click.session.pages.page(0), np.full((30, 40), 7))
+    app.add_labels("mine.ome.tif", buffer.getvalue())
+    assert [i.number for i in app.click.instances] == [7]
+
+
+def test_any_label_numbers_can_be_downloaded(app):
+    labels, buffer = np.zeros((40, 50), np.uint32), io.BytesIO()
+    labels[2:6, 2:6], labels[20:30, 20:30] = 3, 2**31 - 1
+    tifffile.imwrite(buffer, labels)
+    app.open("cells.png", png(np.zeros((40, 50), np.uint8)))
+    app.add_labels("labels.tif", buffer.getvalue())
+    app.click.click(40, 10)
+    app.click.save_instance()
+    content = zipfile.ZipFile(io.BytesIO(app.results()[1]))
+    labels = tifffile.imread(io.BytesIO(content.read("1_cells/cells_labels.tif")))
+    assert set(np.unique(labels)) == {0, 1, 2, 3} and (labels[20:30, 20:30] == 2).all()
+    app.open_example()  # and another image can be opened
+
+
+def test_the_server_takes_so_many_pages_and_no_more(monkeypatch):
+    class Slow(AsyncMappingKernelManager):
+        async def start_kernel(self, kernel_id):
+            await asyncio.sleep(0.01)
+            if len(started) == 1:
+                raise OSError
+            started.append(kernel_id)
+            return kernel_id
+
+    async def several():
+        return await asyncio.gather(*[kernels.start_kernel() for _ in range(16)], return_exceptions=True)
+
+    started = []
+    monkeypatch.setattr(AsyncMappingKernelManager, "start_kernel", Slow.start_kernel)
+    kernels = PageKernels(limit=3)
+    monkeypatch.setattr(kernels, "list_kernel_ids", lambda: list(started))
+    answers = asyncio.run(several())
+    refused = [a for a in answers if isinstance(a, HTTPError)]
+    assert len(refused) == 13 and {(a.status_code, a.reason) for a in refused} == {(503, FULL)} and "try again" in FULL
+    assert len(started) == 1 and sum(isinstance(a, OSError) for a in answers) == 2
+    started[:] = ["a", "b"]  # a place whose kernel could not be started is free again
+    assert sum(isinstance(a, str) for a in asyncio.run(several())) == 1
     assert settings("127.0.0.1", 1, 8, False).Voila.tornado_settings == {"allow_remote_access": False}
     assert settings("0.0.0.0", 1, 8, False).Voila.tornado_settings == {"allow_remote_access": True}
+
+
+def test_a_page_that_has_gone_frees_its_place(monkeypatch):
+    def kernel(seconds, state="idle"):
+        past, spec = utcnow() - timedelta(seconds=seconds), SimpleNamespace(metadata={})
+        return SimpleNamespace(last_activity=past, execution_state=state, kernel_spec=spec, kernel_name="python3")
+
+    async def look():
+        for kernel_id in list(kernels._kernels):
+            await kernels.cull_kernel_if_idle(kernel_id)
+
+    async def end(kernel_id):
+        ended.append(kernel_id)
+        del kernels._kernels[kernel_id]
+
+    ended, kernels = [], PageKernels(cull_idle_timeout=1800, cull_connected=True)
+    monkeypatch.setattr(kernels, "shutdown_kernel", end)
+    kernels._kernels |= {
+        "never came": kernel(70),
+        "still coming": kernel(30),
+        "computing": kernel(900, "busy"),
+        "here": kernel(900),
+        "asleep": kernel(1900),
+        "just left": kernel(900),
+    }
+    kernels._kernel_connections |= {"here": 1, "asleep": 1, "just left": 1}
+    kernels.notify_disconnect("just left")
+    asyncio.run(look())
+    assert ended == ["never came", "asleep"]
+    kernels._kernels["just left"].last_activity -= timedelta(seconds=70)
+    asyncio.run(look())
+    assert ended == ["never came", "asleep", "just left"]
+    assert kernels.abandoned + settings("127.0.0.1", 1, 8, False).PageKernels.cull_interval < 100
 
 
 @pytest.mark.parametrize(
@@ -243,17 +340,15 @@ def test_which_addresses_are_this_machines_own(host, own):
     assert is_loopback(host) == own
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextmanager
+def served(folder, *options):
     """Port of the app, without a page open."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log"
+    log, command = folder / "log", [sys.executable, "-m", "ullsam", "app", "--port", str(port), *map(str, options)]
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ullsam", "app", "--port", str(port)], cwd=ROOT, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     for _ in range(480):
         if "running at" in log.read_text():
             break
@@ -262,6 +357,29 @@ def server(tmp_path_factory):
     yield port
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("app")) as port:
+        yield port
+
+
+def test_pages_that_are_asked_for_at_once_do_not_pass_the_limit(tmp_path):
+    def get(_):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        return answer.status, FULL in body, "the answer is 42" in body
+
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell("print('the answer is', 6 * 7)")]
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), tmp_path / "page.ipynb")
+    with served(tmp_path, "--notebook", tmp_path / "page.ipynb", "--sessions", 3) as port, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(get, range(16)))
+    assert sorted(answers) == [(200, False, True)] * 3 + [(503, True, False)] * 13
 
 
 UP = "%2e%2e/" * 12

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ullsam import ULLSAM, InputError, Predictor, preset
-from ullsam.widgets.boxes import BoxToSegment, _corner, _pixels
+from ullsam.widgets.boxes import BoxToSegment, from_browser, to_browser
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_browser_boxes_become_pixels(demo, monkeypatch):
 def test_pixels_survive_the_way_through_the_browser(box, scale):
     x, y, width, height = box
     edges = x, y, x + width, y + height
-    shown = _corner(edges, "a", scale)
-    assert _pixels(shown | {k: shown[k] / scale for k in ("x", "y", "width", "height")}) == edges
+    shown = to_browser(edges, "a", scale)
+    assert from_browser(shown | {k: shown[k] / scale for k in ("x", "y", "width", "height")}) == edges
 
 
 def test_picture_is_drawn_and_sent(demo, monkeypatch):

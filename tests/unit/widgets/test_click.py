@@ -19,7 +19,7 @@ from ullsam import ULLSAM, InputError, Predictor
 from ullsam.config import preset
 from ullsam.widgets import ClickToSegment
 from ullsam.widgets.click import EXPORTS, GESTURES, _layer
-from ullsam.widgets.export import KINDS
+from ullsam.widgets.export import EXPORT_FORMATS
 from ullsam.widgets.files import FileExchange
 from ullsam.widgets.live import PointerImage
 
@@ -200,7 +200,7 @@ def test_browser_messages_do_what_the_methods_do(demo, Discs, image):
         ("set_page", {"z": 0}),
         ("delete", {"number": 1}),
     ]
-    assert {kind for kind, _ in gestures} | {"export"} == set(GESTURES)
+    assert {kind for kind, _ in gestures} | {"export"} == {name for name, g in GESTURES.items() if g.values is not None}
     names = [name for name in demo.keys if not name.startswith("_") and name not in ("layout", "tooltip", "tabbable")]
     for kind, values in gestures:
         browser(demo, kind, **values)
@@ -220,7 +220,7 @@ def test_errors_are_one_sentence_in_the_status_and_change_nothing(demo, sent):
         ("_show", {}),
         ("session", {}),
         ("import_labels", {"source": "/etc/passwd"}),
-        ("export", {"folder": "/tmp", "kinds": ["tiff"]}),
+        ("export", {"folder": "/tmp", "formats": ["tiff"]}),
         ("click", {"x": 1}),
         (None, {}),
     ]:
@@ -294,10 +294,10 @@ def test_files_go_where_python_says(Discs, demo, image, tmp_path):
     widget = ClickToSegment(Discs(), tmp_path / "cells.png")
     assert widget.export_folder == tmp_path / "cells_export" and str(tmp_path) in widget.shown["folder"]
     assert str(demo.export_folder) == "ullsam_export"
-    assert list(EXPORTS) == list(KINDS) == [kind for kind, _ in widget.shown["exports"]]
+    assert list(EXPORTS) == list(EXPORT_FORMATS) == [name for name, _ in widget.shown["exports"]]
     widget.click(30, 20)
     widget.save_instance()
-    browser(widget, "export", kinds=["csv"])
+    browser(widget, "export", formats=["csv"])
     assert not widget.failed and (tmp_path / "cells_export").is_dir() and str(tmp_path) in widget.status
     again = ClickToSegment(Discs(), tmp_path / "cells.png")
     np.testing.assert_array_equal(opened(again.saved_ids, "<u4"), widget.labels)

@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 from skimage.draw import polygon2mask
 
 from ullsam import Corpus, InputError, read_image, read_labels, to_rgb8
-from ullsam.widgets.annotations import Annotations
-from ullsam.widgets.export import export, measure, run_lengths
-from ullsam.widgets.export_imagej import outlines
-from ullsam.widgets.instances import Region
+from ullsam.widgets.export import EXPORT_FORMATS, export, measure, outlines, run_lengths
+from ullsam.widgets.instances import Annotations, Region
 from ullsam.widgets.pages import read_pixel_size
 from ullsam.widgets.session import ClickSession
 
 SIZE = (40, 56)
-KINDS = ["tiff", "roi", "coco", "overlay", "csv", "corpus"]
 BLOBS = st.builds(
     lambda seed, h, w, share: np.random.default_rng(seed).random((h, w)) < share,
     st.integers(0, 2**31),
@@ -259,8 +256,8 @@ def test_a_session_exports_what_it_shows(tmp_path, Discs):
     session.rename(2, "yeast")
     session.set_channel(None)
     session.click(3, 3)  # not saved, so not exported
-    files = session.export(tmp_path / "out", KINDS)
-    assert set(files) == set(KINDS) and all(path.exists() for path in files.values())
+    files = session.export(tmp_path / "out", EXPORT_FORMATS)
+    assert set(files) == set(EXPORT_FORMATS) and all(path.exists() for path in files.values())
     stack = tifffile.imread(files["tiff"])
     np.testing.assert_array_equal(stack[2], session.labels)
     assert stack.shape == image.shape and read_pixel_size(files["tiff"]) == (0.25, 0.25)
@@ -277,15 +274,15 @@ def test_what_cannot_be_exported_is_said(one, stack, labels, tmp_path, Discs):
     (tmp_path / "file").write_text("")
     large = Annotations("l", {0: np.zeros(SIZE)}, {0: labels * 1000}, {})
     uneven = Annotations("u", {}, {0: labels, 1: labels[:20]}, {}, count=2)
-    for annotations, folder, kinds, words in (
+    for annotations, folder, formats, words in (
         (one, tmp_path, ["tiff", "svg"], "no export svg; choose of tiff, roi"),
         (one, tmp_path, [], "choose of"),
-        (empty, tmp_path, KINDS, "save one first"),
+        (empty, tmp_path, EXPORT_FORMATS, "save one first"),
         (one, tmp_path / "file", ["csv"], "cannot be written"),
         (large, tmp_path, ["tiff"], "300000 is too large for a 16-bit"),
         (uneven, tmp_path, ["tiff"], "different sizes"),
     ):
         with pytest.raises(InputError, match=words):
-            export(annotations, folder, kinds)
+            export(annotations, folder, formats)
     with pytest.raises(InputError, match="save one first"):
         ClickSession(Discs(), np.zeros(SIZE)).export(tmp_path, ["csv"])

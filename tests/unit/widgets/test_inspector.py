@@ -119,7 +119,7 @@ def test_each_view_has_a_figure_with_a_legend(demo):
 
 def test_wrong_input_is_one_sentence_and_changes_nothing(demo):
     demo.segment(30, 20)
-    before = demo.place, demo.prompts, demo.stage, demo.mode
+    before = demo.position, demo.prompts, demo.stage, demo.mode
     for act in (
         lambda: demo.hover(64, 5),
         lambda: demo.pin(-3, 5),
@@ -129,7 +129,7 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(demo):
     ):
         with pytest.raises(InputError) as error:
             act()
-        assert demo.status == str(error.value) and (demo.place, demo.prompts, demo.stage, demo.mode) == before
+        assert demo.status == str(error.value) and (demo.position, demo.prompts, demo.stage, demo.mode) == before
 
 
 def test_models_without_vlsa_or_without_places(image):

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ullsam import ULLSAM, InputError, Mixture, Predictor, TrainConfig, fit, generate
-from ullsam.widgets.monitor import TrainingMonitor
-from ullsam.widgets.runs import Example, RunFolder, _parse
+from ullsam.widgets.monitor import Example, RunFolder, TrainingMonitor, parse_log
 
 
 def line(step, loss=0.5, **more):
@@ -53,7 +52,7 @@ def test_a_half_written_line_waits_for_its_end(tmp_path):
 def test_a_log_cut_anywhere_gives_its_complete_lines(numbers, cut):
     content = "".join(line(n) for n in numbers).encode()
     cut = cut % (len(content) + 1)
-    lines, broken = _parse(content[:cut])
+    lines, broken = parse_log(content[:cut])
     assert broken == 0 and [x["step"] for x in lines] == numbers[: content[:cut].count(b"\n")]
 
 
@@ -82,7 +81,7 @@ def test_nothing_new_is_not_read_again(tmp_path, monkeypatch):
     write(tmp_path, line(10), line(20))
     run = RunFolder(tmp_path)
     assert run.refresh() is True
-    monkeypatch.setattr(RunFolder, "_content", lambda self: pytest.fail("read again"))
+    monkeypatch.setattr("ullsam.widgets.monitor.parse_log", lambda content: pytest.fail("read again"))
     assert run.refresh() is False
 
 
@@ -134,7 +133,7 @@ def test_masks_are_those_of_the_checkpoints(trained):
     assert [e.step for e in monitor.examples] == [2, 4, 6] and monitor.run.finished and "Step 6 of 6" in monitor.status
     predictor = Predictor(model)
     predictor.set_image(example.sample.image)
-    np.testing.assert_array_equal(last.masks, predictor.predict(example.points, example.kinds).masks)
+    np.testing.assert_array_equal(last.masks, predictor.predict(example.points, example.point_labels).masks)
     assert last.masks.shape == (len(example.ids), 64, 64) and 0 <= last.dice <= 1
     assert len(monitor.examples_figure().axes) == 4
 

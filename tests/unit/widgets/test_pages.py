@@ -18,18 +18,18 @@ def image():
 
 def test_instances_belong_to_their_page(image, Discs):
     session = ClickSession(Discs(), np.stack([image, image[::-1], image]), stack=True)
-    assert session.pages == 3
+    assert session.pages.count == 3
     session.click(10, 10)
     session.save_instance()
     session.set_page(2)
-    assert session.page == 2 and not session.labels.any()
+    assert session.state.page == 2 and not session.labels.any()
     np.testing.assert_array_equal(session.display_image(), image)
     session.click(40, 30)
     assert session.save_instance() == 2 and [i.page for i in session.instances] == [0, 2]
     session.select(1)
-    assert session.page == 0 and set(np.unique(session.labels)) == {0, 1}
+    assert session.state.page == 0 and set(np.unique(session.labels)) == {0, 1}
     session.edit(2)
-    assert session.page == 2 and session.mask[30, 40]
+    assert session.state.page == 2 and session.mask[30, 40]
     with pytest.raises(InputError, match="stack has shape"):
         ClickSession(Discs(), image[..., 0], stack=True)
 
@@ -38,21 +38,21 @@ def test_leaving_a_page_does_not_lose_the_points(image, Discs):
     session = ClickSession(Discs(), np.stack([image, image]), stack=True)
     session.click(10, 10)
     session.set_page(1)
-    assert session.mask is None and session.prompts == ()
+    assert session.mask is None and session.state.prompts == ()
     session.set_page(0)
     session.undo()
-    assert session.page == 0 and session.prompts == ((10, 10, 1),) and session.mask.any()
+    assert session.state.page == 0 and session.state.prompts == ((10, 10, 1),) and session.mask.any()
 
 
 def test_a_stack_in_a_file_is_read_page_by_page(tmp_path, Discs):
     stack = np.random.default_rng(0).integers(0, 4000, (5, 3, 30, 20), dtype=np.uint16)
     tifffile.imwrite(tmp_path / "s.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
     session = ClickSession(Discs(), tmp_path / "s.tif")
-    assert session.pages == 5 and session.channels == ("channel 1", "channel 2", "channel 3")
+    assert session.pages.count == 5 and session.channels == ("channel 1", "channel 2", "channel 3")
     session.set_page(3)
     session.set_channel(1)
     session.click(10, 15)
-    np.testing.assert_array_equal(session._segmenter.predictor(session._state).image, stack[3, 1])
+    np.testing.assert_array_equal(session.segmenter.predictor(session.state).image, stack[3, 1])
     labels = np.zeros((5, 30, 20), np.uint8)
     labels[1, 3:9, 3:9], labels[4, 20:25, 3:9] = 1, 2
     tifffile.imwrite(tmp_path / "labels.tif", labels)
@@ -67,7 +67,7 @@ def test_a_channel_that_a_page_lacks_is_given_up(tmp_path, Discs):
     session = ClickSession(Discs(), tmp_path / "mixed.tif")
     session.set_channel(2)
     session.set_page(1)
-    assert session.channel is None and session.channels == () and session.size == (24, 16) == session.labels.shape
+    assert session.state.channel is None and session.channels == () and session.size == (24, 16) == session.labels.shape
 
 
 def test_contrast_is_for_the_eye_only(Discs):
@@ -80,7 +80,7 @@ def test_contrast_is_for_the_eye_only(Discs):
     session.set_display(0, 100, 2)
     assert abs(int(session.display_image()[10, 0, 0]) - 255 * 0.25**0.5) <= 1
     session.click(10, 10)
-    np.testing.assert_array_equal(session._segmenter.predictor(session._state).image, image)
+    np.testing.assert_array_equal(session.segmenter.predictor(session.state).image, image)
     assert session.can_undo
     session.undo()
     assert not session.can_undo

@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ullsam import InputError
-from ullsam.widgets.instances import Instance, Region, label_map
-from ullsam.widgets.project import Project, load_project, save_project
+from ullsam.widgets import project
+from ullsam.widgets.instances import Instance, Region, State, label_map
+from ullsam.widgets.project import load_project, save_project
 from ullsam.widgets.session import ClickSession
 
 SIZE = (40, 56)
@@ -49,20 +53,20 @@ def test_a_later_session_goes_on_where_the_last_one_was(file, Discs):
     assert not project_of(file).exists()
     save_two(first)
     second = ClickSession(models, file)
-    assert seen(second) == seen(first) and second.page == 2 and not second.can_undo
+    assert seen(second) == seen(first) and second.state.page == 2 and not second.can_undo
     for page in (2, 0, 1):
         first.set_page(page)
         second.set_page(page)
         np.testing.assert_array_equal(second.labels, first.labels)
     second.edit(1)
-    assert second.prompts == ((10, 10, 1), (20, 12, 0)) and second.mask[10, 10]
+    assert second.state.prompts == ((10, 10, 1), (20, 12, 0)) and second.mask[10, 10]
     second.clear()
     second.click(45, 30)
     assert second.save_instance() == 3
     second.set_model("large")
     second.delete(2)
-    assert ClickSession(models, file).model == "large"
-    assert ClickSession(Discs("another"), file).model == "another"
+    assert ClickSession(models, file).state.model == "large"
+    assert ClickSession(Discs("another"), file).state.model == "another"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,31 @@ def test_a_session_does_not_write_over_what_another_one_saved(file, Discs):
     assert seen(ClickSession(Discs(), file)) == seen(first)
 
 
+def test_of_sessions_that_save_at_the_same_instant_one_is_told(file, monkeypatch, Discs):
+    write = project.write_json
+
+    def slowly(path, values):
+        time.sleep(0.002)
+        write(path, values)
+
+    def saved(session, x, start):
+        session.click(x, 20)
+        start.wait()
+        try:
+            return bool(session.save_instance())
+        except InputError:
+            return False
+
+    monkeypatch.setattr(project, "write_json", slowly)
+    for _ in range(20):
+        sessions, start = [ClickSession(Discs(), file) for _ in range(3)], threading.Barrier(3)
+        with ThreadPoolExecutor(3) as pool:
+            confirmed = list(pool.map(saved, sessions, (10, 25, 40), [start] * 3))
+        assert sum(confirmed) == 1
+        assert seen(ClickSession(Discs(), file)) == seen(sessions[confirmed.index(True)])
+        project_of(file).unlink()
+
+
 def test_what_cannot_be_written_is_said_before_work_is_lost(file, tmp_path, monkeypatch, Discs):
     with pytest.raises(InputError, match="project=False"):
         ClickSession(Discs(), file, project=tmp_path / "absent" / "p.json")
@@ -214,7 +243,7 @@ def test_pixels_and_prompts_survive_exactly(tmp_path_factory, seed, count, heigh
         if mask.any()
     )
     path = tmp_path_factory.getbasetemp() / "project.json"
-    save_project(path, Project("m", 0, None, instances), "sha")
+    save_project(path, State("m", instances=instances), "sha")
     back = load_project(path, "sha").instances
     assert [(i.number, i.name, i.prompts, i.box, i.page) for i in back] == [
         (i.number, i.name, i.prompts, i.box, i.page) for i in instances

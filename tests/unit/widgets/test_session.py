@@ -28,7 +28,7 @@ def snapshot(session):
     """All that can be read of a session, as values that can be compared."""
     instances = [(i.number, i.name, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
     mask = None if session.mask is None else session.mask.tobytes()
-    return [getattr(session, name) for name in STATE], mask, session.labels.tobytes(), instances
+    return [getattr(session.state, name) for name in STATE], mask, session.labels.tobytes(), instances
 
 
 def fails(session, words, gesture, *args):
@@ -55,30 +55,30 @@ def test_the_mask_is_what_the_network_says(image):
     session.set_candidate(3)
     expected = predictor.predict([[30, 20], [5, 3]], [1, 0], box=[20, 10, 50, 30], multimask=True)
     np.testing.assert_array_equal(session.mask, expected.masks[0, 2])
-    assert session.size == SIZE and session.models == [session.model] == ["debug"]
+    assert session.size == SIZE and session.models == [session.state.model] == ["debug"]
 
 
 def test_points_are_added_moved_and_taken_away(session):
     session.click(30, 20)
     session.click(10, 5, positive=False)
     session.move_point(1, 31, 20)
-    assert session.prompts == ((30, 20, 1), (31, 20, 0))
+    assert session.state.prompts == ((30, 20, 1), (31, 20, 0))
     assert session.mask[20, 25] and not session.mask[20, 31]
     session.click(31, 21)  # as near as a pixel to the second point only
-    assert session.prompts == ((30, 20, 1),) and session.mask[20, 31]
+    assert session.state.prompts == ((30, 20, 1),) and session.mask[20, 31]
     session.click(30, 20)
-    assert session.mask is None and session.prompts == ()
+    assert session.mask is None and session.state.prompts == ()
 
 
 def test_a_box_may_be_drawn_from_any_corner_and_beyond_the_image(session):
     session.set_box(12, 9, 4, -7)
-    assert session.box == (4, 0, 12, 9)
+    assert session.state.box == (4, 0, 12, 9)
     rows, columns = np.nonzero(session.mask)
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (4, 0, 12, 9)
     session.clear_box()
-    assert session.box is None and session.mask is None
+    assert session.state.box is None and session.mask is None
     session.undo()
-    assert session.box == (4, 0, 12, 9) and session.mask.any()
+    assert session.state.box == (4, 0, 12, 9) and session.mask.any()
 
 
 def test_what_cannot_be_done_is_said_and_changes_nothing(session):
@@ -176,16 +176,16 @@ def test_automatic_negatives_lie_on_the_ring_and_count(session):
     plain = session.mask
     session.toggle_negatives()
     ring = sbr_regions(plain.astype(np.uint8)).ring
-    assert len(session.suggested) == 3 and session.prompts == ((30, 20, 1),)
-    assert all(ring[int(y), int(x)] and label == 0 for x, y, label in session.suggested)
+    assert len(session.state.suggested) == 3 and session.state.prompts == ((30, 20, 1),)
+    assert all(ring[int(y), int(x)] and label == 0 for x, y, label in session.state.suggested)
     assert not (session.mask & ~plain).any() and session.mask.sum() < plain.sum()
-    first = session.suggested
+    first = session.state.suggested
     session.click(45, 20)  # the ring goes round both
-    assert len(session.suggested) == 3 and session.suggested != first
+    assert len(session.state.suggested) == 3 and session.state.suggested != first
     session.toggle_negatives()
     session.move_point(1, 30, 21)
     session.click(30.2, 21)  # nearer to the second point
-    assert session.suggested == () and not session.negatives
+    assert session.state.suggested == () and not session.state.negatives
     np.testing.assert_array_equal(session.mask, plain)
 
 
@@ -194,8 +194,8 @@ def test_automatic_negatives_of_an_empty_and_of_a_full_mask(image, radius, count
     session = ClickSession(Discs(radius=radius), image)
     session.toggle_negatives()
     session.click(30, 20)
-    assert len(session.suggested) == count  # around the point itself, or none where there is no room
-    assert all(1 < np.hypot(x - 30, y - 20) < 5 for x, y, _ in session.suggested)
+    assert len(session.state.suggested) == count  # around the point itself, or none where there is no room
+    assert all(1 < np.hypot(x - 30, y - 20) < 5 for x, y, _ in session.state.suggested)
     assert session.mask.any() == (radius > 0)
 
 
@@ -205,13 +205,13 @@ def test_models_are_switched_and_remembered(session):
     assert session.vlk and session.has_vlk
     session.set_model("large")
     areas.append(session.mask.sum())
-    assert session.model == "large" and not session.vlk and areas[1] > areas[0]
+    assert session.state.model == "large" and not session.vlk and areas[1] > areas[0]
     fails(session, "no vision-language knowledge", session.toggle_vlk)
     session.save_instance()
     session.set_model("discs")
     session.toggle_vlk()
     session.click(5, 5)
-    assert session.instances[0].model == "large" and session.model == "discs" and not session.vlk
+    assert session.instances[0].model == "large" and session.state.model == "discs" and not session.vlk
 
 
 def test_each_candidate_is_another_mask(session):
@@ -220,11 +220,11 @@ def test_each_candidate_is_another_mask(session):
     for k in (0, 1, 2, 3):
         session.set_candidate(k)
         areas.append(int(session.mask.sum()))
-    assert areas[0] == areas[1] < areas[2] < areas[3] and session.candidate == 3
+    assert areas[0] == areas[1] < areas[2] < areas[3] and session.state.candidate == 3
 
 
 def test_the_image_is_encoded_once_and_only_when_needed(session, image):
-    calls = session._segmenter._models["discs"].model.encoded
+    calls = session.segmenter._models["discs"].model.encoded
     assert not calls and not session.encoded
     session.encode()
     session.click(30, 20)
@@ -280,18 +280,18 @@ def test_an_instance_can_be_edited_and_stays_safe_until_it_is_replaced(session):
     session.rename(1, " nucleus  A")
     before = session.labels
     session.edit(1)
-    assert session.prompts == ((20, 20, 1),) and session.editing == session.selected == 1
+    assert session.state.prompts == ((20, 20, 1),) and session.state.editing == session.selected == 1
     np.testing.assert_array_equal(session.mask, before == 1)
     session.move_point(0, 24, 20)
     np.testing.assert_array_equal(session.labels, before)
     moved = session.mask
-    assert session.save_instance() == 1 and session.editing is None
+    assert session.save_instance() == 1 and session.state.editing is None
     np.testing.assert_array_equal(session.labels == 1, moved)
     assert session.instances[0].name == "nucleus A" and len(session.instances) == 1
     session.edit(1)
     session.clear()
     np.testing.assert_array_equal(session.labels == 1, moved)
-    assert session.editing is None and session.mask is None
+    assert session.state.editing is None and session.mask is None
 
 
 def test_delete_leaves_the_other_numbers(session):
@@ -301,7 +301,7 @@ def test_delete_leaves_the_other_numbers(session):
     session.select(2)
     session.edit(2)
     session.delete(2)
-    assert session.selected is None and session.editing is None and session.mask is None
+    assert session.selected is None and session.state.editing is None and session.mask is None
     assert [i.number for i in session.instances] == [1, 3] and set(np.unique(session.labels)) == {0, 1, 3}
     session.click(28, 20)
     assert session.save_instance() == 4
@@ -335,7 +335,7 @@ def test_label_images_come_in_to_be_corrected(session):
     session.edit(70)
     np.testing.assert_array_equal(session.mask, labels == 70)
     session.click(11, 4)
-    assert session.mask[5, 8] and session.box == (2.5, 1.5, 19.5, 9.5)
+    assert session.mask[5, 8] and session.state.box == (2.5, 1.5, 19.5, 9.5)
     assert session.save_instance() == 70
     session.undo()
     session.undo()
@@ -357,6 +357,19 @@ def test_imported_objects_do_not_cover_saved_ones(session, tmp_path):
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6))
 def test_label_maps_survive_the_way_through_instances(seed, kinds):
     rng = np.random.default_rng(seed)
-    ids = np.append(0, rng.choice(2**31 - 1, kinds, replace=False))
+    ids = np.append(0, rng.choice(2**16 - 1, kinds, replace=False) + 1)
     labels = rng.choice(ids, (7, 9)).astype(np.int32)
     np.testing.assert_array_equal(label_map(from_labels(labels, 0, (), "cell"), 0, labels.shape), labels)
+
+
+def test_numbers_stay_within_what_a_label_image_holds(session, tmp_path):
+    labels = np.zeros(SIZE, np.int64)
+    labels[:4, :4], labels[:4, 8:12] = 2**31 - 1, 70000
+    session.import_labels(labels)
+    np.testing.assert_array_equal(session.labels, np.where(labels == 70000, 1, np.where(labels > 0, 2, 0)))
+    session.import_labels(np.where(np.arange(56) > 40, 65535, 0) * np.ones(SIZE, int))
+    session.click(30, 20)
+    assert session.save_instance() == 3 and session.labels.max() == 65535  # the first free number
+    session.import_labels(np.where(np.arange(56) < 3, 65535, 0) * np.ones(SIZE, int))
+    assert [i.number for i in session.instances] == [1, 2, 65535, 3, 4]
+    assert session.export(tmp_path, ["tiff"])["tiff"].is_file()

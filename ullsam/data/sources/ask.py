@@ -9,18 +9,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 import cv2
+from accelerate import PartialState
 
-from ullsam.accel.distributed import distributed_state, local_items
 from ullsam.data.corpus import Corpus, Record
-from ullsam.data.io import png, read_image, to_rgb8, write_atomic
-from ullsam.data.sources.biomedica import append_line, read_lines
+from ullsam.data.io import append_line, png, read_image, read_lines, to_rgb8, write_atomic
 from ullsam.errors import InputError
 
 # The paper's instruction to Qwen2.5-VL-72B (Appendix A, Figure 8), word for word: other words give other captions.
@@ -56,7 +55,12 @@ class Server:
 
 
 def caption_folder(
-    folder: str | Path, server: Server, split: str | None = None, workers: int = 8, say: Callable[[str], None] | None = None
+    folder: str | Path,
+    server: Server,
+    split: str | None = None,
+    workers: int = 8,
+    say: Callable[[str], None] | None = None,
+    state: PartialState | None = None,
 ) -> int:
     """Adds a caption of every image of a corpus to its captions.jsonl; images that have one are not asked again.
 
@@ -64,7 +68,7 @@ def caption_folder(
 
     Args:
         folder: a corpus; server: what is asked; split: only this split; workers: questions under way at once;
-            say: gets a line every 100 captions.
+            say: gets a line every 100 captions; state: this process among its fellows (default: as accelerate knows it).
 
     Returns:
         The number of captions of the chosen images.
@@ -74,73 +78,60 @@ def caption_folder(
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}; give 1 or more.")
-    corpus, path, members = Corpus(folder), Path(folder) / "captions.jsonl", distributed_state()
-    _put_together(path)
-    done = {row["file"] for row in read_lines(path)}
+    corpus, path, state = Corpus(folder), Path(folder) / "captions.jsonl", state or PartialState()
+    _merge_parts(path, state)
+    done = {row["file"] for row in read_lines(path, mend=True)}
     records = corpus.select(split)
-    missing = local_items([record for record in records if record.file not in done])
-    part = path.with_suffix(f".{members.process_index}.part") if members.num_processes > 1 else path
-    say = say if members.is_main_process else None
+    missing = [record for record in records if record.file not in done][state.process_index :: state.num_processes]
+    part = path.with_suffix(f".{state.process_index}.part") if state.num_processes > 1 else path
     try:
         with part.open("a", encoding="utf-8") as file:
-            _ask_all(missing, server, workers, _Journal(file, server.model, len(missing), say))
+            for number, (record, text) in enumerate(_answers(missing, server, workers), 1):
+                append_line(file, {"file": record.file, "caption": text, "model": server.model})
+                if say and state.is_main_process and number % 100 == 0:
+                    say(f"{number} of {len(missing)} captions")
     finally:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
-    _put_together(path)
+    _merge_parts(path, state)
     return len(records)
 
 
-def _put_together(path: Path) -> None:
+def _merge_parts(path: Path, state: PartialState) -> None:
     """Moves the captions of all processes, also those of a run that was stopped, into the one file."""
-    distributed_state().wait_for_everyone()
+    state.wait_for_everyone()
     parts = sorted(path.parent.glob("captions.[0-9]*.part"))
-    if parts and distributed_state().is_main_process:
+    if parts and state.is_main_process:
         rows = {row["file"]: row for file in (path, *parts) for row in read_lines(file)}
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
         write_atomic(path, lines.encode("utf-8"))
         for part in parts:
             part.unlink()
-    distributed_state().wait_for_everyone()
+    state.wait_for_everyone()
 
 
-class _Journal:
-    """Appends every answer the moment it comes, whichever thread it comes from."""
+def _answers(records: Sequence[Record], server: Server, workers: int) -> Iterator[tuple[Record, str]]:
+    """Every record with its answer the moment it comes; after one that fails for good no further question is begun."""
+    stop, problem = threading.Event(), None
 
-    def __init__(self, file, model: str, total: int, say: Callable[[str], None] | None):
-        self.file, self.model, self.total, self.say = file, model, total, say
-        self.count, self.lock = 0, threading.Lock()
-
-    def add(self, record: Record, text: str) -> None:
-        with self.lock:
-            append_line(self.file, {"file": record.file, "caption": text, "model": self.model})
-            self.count += 1
-            if self.say and self.count % 100 == 0:
-                self.say(f"{self.count} of {self.total} captions")
-
-
-def _ask_all(records: Sequence[Record], server: Server, workers: int, journal: _Journal) -> None:
-    """All questions, until one fails for good: then no further one is begun."""
-    stop = threading.Event()
-
-    def work(record: Record) -> None:
-        if stop.is_set():
-            return
+    def work(record: Record) -> str | None:
         try:
-            journal.add(record, ask(server, picture_url(record.image_path, server.longest), PROMPT, stop))
+            return None if stop.is_set() else ask(server, picture_url(record.image_path, server.longest), PROMPT, stop)
         except BaseException:
             stop.set()
             raise
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        jobs = [pool.submit(work, record) for record in records]
+        jobs = {pool.submit(work, record): record for record in records}
         try:
-            finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for job in finished:
-                job.result()
+            for job in as_completed(jobs):
+                problem = problem or job.exception()
+                if not job.exception() and job.result() is not None:
+                    yield jobs[job], job.result()  # also what was under way when another question failed
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+    if problem is not None:
+        raise problem
 
 
 def picture_url(path: Path, longest: int) -> str:
@@ -148,8 +139,8 @@ def picture_url(path: Path, longest: int) -> str:
     image = to_rgb8(read_image(path), str(path))
     scale = longest / max(image.shape[:2])
     if scale < 1:
-        size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
@@ -164,7 +155,7 @@ def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None 
         if number and stop.wait(server.wait * 2 ** (number - 1)):
             break
         try:
-            return _answer(_post(server, picture, prompt))
+            return _ask_once(server, picture, prompt)
         except urllib.error.HTTPError as error:
             problem = f"status {error.code} {error.reason}"
             if error.code < 500 and error.code not in AGAIN:
@@ -180,36 +171,24 @@ def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None 
     )
 
 
-def _post(server: Server, picture: str, prompt: str) -> bytes:
+def _ask_once(server: Server, picture: str, prompt: str) -> str:
+    """The text of the answer, on one line; it must not be empty, and one that was cut off ends with its last sentence."""
     content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
-    body = {
-        "model": server.model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": server.max_tokens,
-        "temperature": server.temperature,
-    }
+    options = {"model": server.model, "max_tokens": server.max_tokens, "temperature": server.temperature}
+    body = json.dumps(options | {"messages": [{"role": "user", "content": content}]}).encode("utf-8")
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {server.key}"} if server.key else {})
-    address = server.base_url.rstrip("/") + "/chat/completions"
-    request = urllib.request.Request(address, json.dumps(body).encode("utf-8"), headers)
-    deadline = time.monotonic() + server.timeout
+    request = urllib.request.Request(server.base_url.rstrip("/") + "/chat/completions", body, headers)
+    received, deadline = b"", time.monotonic() + server.timeout
     with urllib.request.urlopen(request, timeout=server.timeout) as answer:
-        parts = []
         while part := answer.read1(1 << 16):
-            parts.append(part)
+            received += part
             if time.monotonic() > deadline:  # a server may also stall by sending a byte now and then
                 raise TimeoutError(f"no whole answer in {server.timeout:g} s")
-        return b"".join(parts)
-
-
-def _answer(content: bytes) -> str:
-    """The text of an answer, on one line; it must not be empty or cut off."""
-    choice = json.loads(content)["choices"][0]
+    choice = json.loads(received)["choices"][0]
     text = " ".join(choice["message"]["content"].split())
     if not text:
         raise ValueError("an empty answer")
-    if choice.get("finish_reason") == "length":
-        text = text[: text.rfind(".") + 1] or text
-    return text
+    return (text[: text.rfind(".") + 1] or text) if choice.get("finish_reason") == "length" else text
 
 
 def server_key() -> str:

@@ -7,7 +7,6 @@ label is Microscopy, without flow cytometry plots, from articles that allow comm
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ullsam.data.io import write_atomic
+from ullsam.data.io import append_line, read_lines, write_atomic
 from ullsam.errors import InputError, reason
+from ullsam.files import write_json
 
 SHARDS = "hf://datasets/BIOMEDICA/biomedica_webdataset_24M/commercial/*.tar"
 LEAST_SIDE = 20  # pixels; smaller pictures say nothing
@@ -49,18 +49,13 @@ class ShardStream:
             import datasets
         except ImportError as error:
             raise InputError('datasets is needed to stream image-text pairs; pip install "ullsam[full]".') from error
-        word = datasets.Value("string")
-        facts = {name: word for name in ("image_panel_type", "article_accession_id", "article_license")}
-        facts |= {name: datasets.List(word) for name in ("image_primary_label", "image_secondary_label")}
-        columns = {"jpg": datasets.Image(decode=False), "txt": word, "json": facts, "__key__": word, "__url__": word}
+        text = datasets.Value("string")
+        facts = {name: text for name in ("image_panel_type", "article_accession_id", "article_license")}
+        facts |= {name: datasets.List(text) for name in ("image_primary_label", "image_secondary_label")}
+        columns = {"jpg": datasets.Image(decode=False), "txt": text, "json": facts, "__key__": text, "__url__": text}
+        options = {"features": datasets.Features(columns), "streaming": True, "trust_remote_code": False}
         with self._explained():
-            self.stream = datasets.load_dataset(
-                "webdataset",
-                data_files={"train": shards},
-                split="train",
-                streaming=True,
-                features=datasets.Features(columns),
-            )
+            self.stream = datasets.load_dataset("webdataset", data_files={"train": shards}, split="train", **options)
 
     def __iter__(self) -> Iterator[dict]:
         with self._explained():
@@ -97,7 +92,7 @@ def save_pairs(
 
     Args:
         samples: with __key__, jpg (bytes, or {"bytes": ...}), txt and json; folder: made if it is missing;
-            most: where to stop; say: gets a line every 1000 pairs; every: samples after which the place is noted.
+            most: where to stop; say: gets a line every 1000 pairs; every: samples after which the position is noted.
 
     Returns:
         The number of pairs in the folder.
@@ -106,13 +101,13 @@ def save_pairs(
         InputError: the stream cannot be read, or has no such pair, or the disk is full.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    table, place = folder / "captions.jsonl", folder / "place.json"
-    known = {row["key"] for row in read_lines(table)}
+    table, position = folder / "captions.jsonl", folder / "position.json"
+    known = {row["key"] for row in read_lines(table, mend=True)}
     if len(known) >= most:
         return len(known)
     resumable = isinstance(samples, ShardStream)
-    if resumable and place.is_file():
-        samples.load_state_dict(json.loads(place.read_text(encoding="utf-8")))
+    if resumable and position.is_file():
+        samples.load_state_dict(json.loads(position.read_text(encoding="utf-8")))
     with table.open("a", encoding="utf-8") as file:
         for number, sample in enumerate(samples, 1):
             row = None if sample["__key__"] in known else _pair(sample, folder / "images")
@@ -122,7 +117,7 @@ def save_pairs(
                 if say and len(known) % 1000 == 0:
                     say(f"{len(known)} of {most} pairs")
             if resumable and (number % every == 0 or len(known) >= most):
-                write_atomic(place, json.dumps(samples.state_dict()).encode("utf-8"))
+                write_json(position, samples.state_dict())
             if len(known) >= most:
                 break
     if not known:
@@ -132,7 +127,9 @@ def save_pairs(
 
 def _pair(sample: dict, images: Path) -> dict | None:
     """Writes the picture of a sample that passes the filter; its row of captions.jsonl, or None."""
-    facts, caption = _json(sample.get("json")), _text(sample.get("txt"))
+    facts, caption = (x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in map(sample.get, ("json", "txt")))
+    facts = facts if isinstance(facts, dict) else json.loads((facts or "").strip() or "{}")
+    caption = str(caption or "").strip()
     if not caption or not is_microscopy(facts):
         return None
     content = sample["jpg"]["bytes"] if isinstance(sample["jpg"], dict) else sample["jpg"]
@@ -144,47 +141,3 @@ def _pair(sample: dict, images: Path) -> dict | None:
     write_atomic(images / name, content)
     source, licence = facts.get("article_accession_id"), facts.get("article_license")
     return {"file": name, "key": key, "caption": caption, "source_id": source, "licence": licence}
-
-
-def _text(value) -> str:
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")).strip()
-
-
-def _json(value) -> dict:
-    return value if isinstance(value, dict) else json.loads(_text(value) or "{}")
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The rows of a jsonl file, none if it is missing; a last line that was cut off is removed from the file.
-
-    Raises:
-        InputError: another line is not valid JSON.
-    """
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):  # the run that wrote it was stopped within the line
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    rows = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f"Line {number} of {path} is not valid JSON ({error}); correct or remove it.") from error
-    return rows
-
-
-def append_line(file, row: dict) -> None:
-    """Adds one row to an open jsonl file, at once on the disk.
-
-    Raises:
-        InputError: the disk is full.
-    """
-    try:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(f"{file.name} could not be written ({error.strerror}); free some space and run again.") from error

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-import os
-import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +13,12 @@ import cv2
 import numpy as np
 from skimage.measure import label
 
-from ullsam.data.io import png, read_image, read_labels, to_rgb8, to_square, write_atomic, write_labels
-from ullsam.data.mixture import is_grey
+from ullsam.data.io import is_grey, png, read_image, read_labels, to_rgb8, to_square, write_atomic, write_labels
 from ullsam.errors import InputError, reason
+from ullsam.files import whole_folder, write_json
 
 MIN_AREA = 12  # pixels of the written mask; smaller pieces are left out
-CARVED = {"val": 0.1, "test": 0.15}  # share of images that a split gets where the dataset has none
+CARVED = {"val": 0.1, "test": 0.15}  # fraction of images that a split gets where the dataset has none
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,15 @@ class Item:
 def read_pair(image: Path, mask: Path) -> tuple[np.ndarray, np.ndarray]:
     """An image file and the label file that belongs to it."""
     return read_image(image), read_labels(mask)
+
+
+def one_per_mask(image: np.ndarray, masks: Iterable[Path]) -> np.ndarray:
+    """One instance per mask file, which may be saved in colour: int32 (H, W) for an image (H, W) or (H, W, C)."""
+    labels = np.zeros(image.shape[:2], np.int32)
+    for index, path in enumerate(masks, 1):
+        mask = read_image(path)
+        labels[(mask if mask.ndim == 2 else mask[..., :3].max(-1)) > 0] = index
+    return labels
 
 
 def prepare(
@@ -83,24 +88,25 @@ def write_corpus(
     folder: Path, meta: dict, fill: Callable[[Writer], None], work: Path | None = None
 ) -> tuple[dict[str, int], list[str]]:
     """Makes a corpus of what `fill` adds to a `Writer`; arguments, results and errors as in `prepare`."""
-    partial = (work or folder.parent) / f".{folder.name}.corpus"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        for part in ("images", "masks"):
-            (partial / part).mkdir(parents=True)
-        writer = Writer(partial)
-        fill(writer)
-        if not writer.rows:
-            why = f" ({writer.skipped[0]})" if writer.skipped else ""
-            raise InputError(f"No image of {folder.name} can be used{why}; look at the files that were downloaded.")
-        writer.write_tables(meta)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, folder)
+        with whole_folder(folder, work) as part:
+            for name in ("images", "masks"):
+                (part / name).mkdir(parents=True)
+            writer = Writer(part)
+            fill(writer)
+            if not writer.rows:
+                why = f" ({writer.skipped[0]})" if writer.skipped else ""
+                raise InputError(f"No image of {folder.name} can be used{why}; look at the files that were downloaded.")
+            with (part / "images.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.DictWriter(file, list(writer.rows[0]), lineterminator="\n")
+                table.writeheader()
+                table.writerows(writer.rows)
+            counts = {"n_images": len(writer.rows), "n_instances": sum(row["n_instances"] for row in writer.rows)}
+            counts["n_sources"] = len({row["source_id"] for row in writer.rows})
+            write_json(part / "meta.json", meta | counts | {"skipped": writer.skipped})
     except OSError as error:
         text = f"{folder} could not be written ({error.strerror}); free some space and run the same command again."
         raise InputError(text) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return dict(Counter(row["split"] for row in writer.rows)), writer.skipped
 
 
@@ -137,18 +143,6 @@ class Writer:
             self.rows.append({"file": file, "source_id": item.source, "split": split, **facts, "note": item.note})
         return count > 0
 
-    def write_tables(self, meta: dict) -> None:
-        """images.csv and meta.json."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(self.rows)
-        write_atomic(self.folder / "images.csv", text.getvalue().encode("utf-8"))
-        counts = {"n_images": len(self.rows), "n_instances": sum(row["n_instances"] for row in self.rows)}
-        facts = meta | counts | {"n_sources": len({row["source_id"] for row in self.rows}), "skipped": self.skipped}
-        content = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(self.folder / "meta.json", content.encode("utf-8"))
-
 
 def square(image: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Zero-pads an image and its labels on the right and below to a square, and makes it smaller where it exceeds `side`.
@@ -184,16 +178,12 @@ def instances(labels: np.ndarray, min_area: int = MIN_AREA, connectivity: int = 
 def split_items(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
     """Items by split: the dataset's own where it has one, else whole sources drawn from its training part."""
     groups = {split: [item for item in items if (item.split or "train") == split] for split in ("train", "val", "test")}
-    sources = sorted({item.source for item in groups["train"]})
-    order = [sources[i] for i in np.random.default_rng(seed).permutation(len(sources))]
-    sizes = {source: sum(item.source == source for item in groups["train"]) for source in order}
-    moved: dict[str, str] = {}
-    for split, share in CARVED.items():
-        target = 0 if groups[split] else share * len(groups["train"])
+    train, sizes = groups["train"], Counter(item.source for item in groups["train"])
+    order = [sorted(sizes)[i] for i in np.random.default_rng(seed).permutation(len(sizes))]
+    for split, fraction in CARVED.items():
+        target, moved = 0 if groups[split] else fraction * len(train), set()
         while target > 0 and len(order) > 1:  # one source stays for training
-            target -= sizes[order[-1]]
-            moved[order.pop()] = split
-    train = groups["train"]
-    for split in CARVED:
-        groups[split] += [item for item in train if moved.get(item.source) == split]
-    return groups | {"train": [item for item in train if item.source not in moved]}
+            moved.add(order.pop())
+            target = fraction * len(train) - sum(sizes[source] for source in moved)
+        groups[split] += [item for item in train if item.source in moved]
+    return groups | {"train": [item for item in train if item.source in order]}

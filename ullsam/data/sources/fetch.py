@@ -1,21 +1,114 @@
-"""Downloads that go on where they stopped, and archives unpacked in one step."""
+"""The table of the paper's 19 datasets (paper.json) and how their files come here: downloads that go on where they stopped.
+
+The paper (section 4.1) gives totals only: 20,000 training images of the seven LM sets, 20,000 of the two EM sets, 7,800
+images for validation, and no number for the ten out-of-domain sets. How the totals are divided is our choice, see `quota`.
+Where a licence is not known, the row says so.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pooch
 import requests
 
-from ullsam.data.sources.table import Dataset, Remote
 from ullsam.errors import InputError, reason
+from ullsam.files import whole_folder
 
+TRAIN_IMAGES = {"LM": 4665, "EM": 10000}  # of each set; three LM sets have some 1340 in all, the other four fill up
 BLOCK = 1 << 16  # bytes read at a time; what is lost when the connection drops
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file to download."""
+
+    url: str
+    name: str  # of the file in the downloads folder
+    sha256: str | None = None  # None: not known, or the server packs the archive anew each time
+    verify: bool = True  # False: the server's certificate is invalid; only together with a sha256
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One row of the table."""
+
+    name: str
+    title: str
+    role: str  # "in_domain" or "out_of_domain" in the paper
+    domain: str  # LM, EM, histopathology or medical
+    modality: str
+    specimen: str
+    structure: str
+    description: str
+    licence: str
+    citation: str
+    address: str
+    files: tuple[Remote, ...] = ()
+    manual: str = ""  # how to get it by hand, where it needs an account or a person; {folder} is where it goes
+    warning: str = ""
+
+    def meta(self) -> dict:
+        """The facts for a corpus's meta.json."""
+        return {key: value for key, value in asdict(self).items() if key not in ("files", "manual") and value}
+
+
+DATASETS: dict[str, Dataset] = {
+    row["name"]: Dataset(**row | {"files": tuple(Remote(**file) for file in row.get("files", ()))})
+    for row in json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+}
+
+
+def quota(dataset: Dataset) -> dict[str, int]:
+    """The most images of each split: with all nine in-domain sets 40,000 for training and 7,800 for testing."""
+    if dataset.role == "out_of_domain":
+        return {"ood": 1000}
+    return {"train": TRAIN_IMAGES[dataset.domain], "val": 100, "test": 867}
+
+
+def find(name: str) -> Dataset:
+    """The row of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in DATASETS:
+        raise InputError(f"There is no dataset {name!r}; choose one of {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def fetch(dataset: Dataset, folder: Path) -> None:
+    """Brings a dataset's original files into a folder, unpacked; what a person put there is used, too.
+
+    Raises:
+        InputError: a download or an archive fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); name another folder with --out.") from error
+    for remote in dataset.files:
+        target = folder / remote.name
+        if target.suffix != ".zip" or not target.with_suffix("").is_dir():  # an unpacked archive may be deleted
+            download(remote, folder)
+    for archive in sorted(folder.glob("*.zip")):
+        if archive.with_suffix("").is_dir():
+            continue
+        try:
+            with zipfile.ZipFile(archive) as file, whole_folder(archive.with_suffix("")) as target:
+                file.extractall(target)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise InputError(f"{archive} is damaged ({error}); delete it and run the same command again.") from error
+        except OSError as error:
+            raise InputError(
+                f"{archive} could not be unpacked ({error.strerror}); free some space and try again."
+            ) from error
 
 
 class ResumingDownloader:
@@ -36,7 +129,7 @@ class ResumingDownloader:
 
     def _append(self, url: str) -> None:
         have = self.part.stat().st_size if self.part.is_file() else 0
-        headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, stream=True, headers=headers, verify=self.verify, timeout=self.timeout) as answer:
             if have and answer.status_code == 416:  # all of it is here, or the file has changed: start again
                 self.part.unlink()
@@ -65,17 +158,23 @@ def download(remote: Remote, folder: Path) -> Path:
         return path
     downloader = ResumingDownloader(path.with_name(f".{path.name}.part"), remote.verify)
     known = remote.sha256 and f"sha256:{remote.sha256}"
-    by_hand = f"or download it yourself to {path}"
+    hint = f"or download it yourself to {path}"
     try:
         return Path(pooch.retrieve(remote.url, known, path.name, path.parent, downloader=downloader))
     except requests.RequestException as error:
+        why = reason(error)[:200]
+        if isinstance(error, requests.Timeout):  # of connecting, too
+            why = "the server does not answer"
+        elif isinstance(error, requests.exceptions.SSLError):
+            why = "its certificate is not valid"
+        elif isinstance(error, requests.ConnectionError):  # what requests says of it is a page of its insides
+            why = "no connection"
         raise InputError(
-            f"{remote.url} could not be downloaded ({_why(error)}); run the same command again, it goes on "
-            f"where it stopped, {by_hand}."
+            f"{remote.url} could not be downloaded ({why}); run the same command again, it goes on where it stopped, {hint}."
         ) from error
     except ValueError as error:
         raise InputError(
-            f"{remote.url} gave another file than expected (its sha256 differs); run the same command again, {by_hand}."
+            f"{remote.url} gave another file than expected (its sha256 differs); run the same command again, {hint}."
         ) from error
     except OSError as error:
         raise InputError(
@@ -83,80 +182,18 @@ def download(remote: Remote, folder: Path) -> Path:
         ) from error
 
 
-def _why(error: requests.RequestException) -> str:
-    """What went wrong in a few words; what requests says of a missing connection is a page of its insides."""
-    if isinstance(error, requests.Timeout):  # of connecting, too
-        return "the server does not answer"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not valid"
-    return "no connection" if isinstance(error, requests.ConnectionError) else reason(error)[:200]
-
-
-def unpack(folder: Path) -> None:
-    """Unpacks every zip file of a folder beside it, into a folder of its name, unless that is there.
-
-    Raises:
-        InputError: a zip file is damaged, or the disk is full.
-    """
-    for archive in sorted(folder.glob("*.zip")):
-        target = archive.with_suffix("")
-        if target.is_dir():
-            continue
-        try:
-            with zipfile.ZipFile(archive) as file:
-                _whole_folder(target, file.extractall)
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise InputError(f"{archive} is damaged ({error}); delete it and run the same command again.") from error
-        except OSError as error:
-            raise InputError(
-                f"{archive} could not be unpacked ({error.strerror}); free some space and try again."
-            ) from error
-
-
-def _whole_folder(target: Path, fill: Callable[[str], object]) -> None:
-    """Makes the folder `target` of what `fill` writes into the folder it is given, or leaves nothing."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fill(str(partial))
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _plantseg(folder: Path) -> Iterable[tuple[Path, Callable[[str], object]]]:
-    from torch_em.data.datasets.light_microscopy.plantseg import get_plantseg_data
-
-    for name in ("root", "ovules"):
-        for split in ("train", "val", "test"):
-            yield folder / name / split, lambda path, n=name, s=split: get_plantseg_data(path, n, s, download=True)
-
-
-def _nucmm(folder: Path) -> Iterable[tuple[Path, Callable[[str], object]]]:
-    from torch_em.data.datasets.electron_microscopy.nuc_mm import get_nuc_mm_data
-
-    yield folder / "gdrive", lambda path: get_nuc_mm_data(path, "mouse", download=True)
-
-
-def _glas(folder: Path) -> Iterable[tuple[Path, Callable[[str], object]]]:
-    from torch_em.data.datasets.histopathology.glas import get_glas_data
-
-    yield folder / "kaggle", lambda path: get_glas_data(path, "test", download=True)
-
-
-def _consep(folder: Path) -> Iterable[tuple[Path, Callable[[str], object]]]:
-    from torch_em.data.datasets.histopathology.consep import get_consep_data
-
-    yield folder / "kaggle", lambda path: get_consep_data(path, download=True)
-
-
-# dataset -> what torch-em fetches for it, and the module that it needs for that (an account's token for kaggle, too)
+# dataset -> module of torch_em.data.datasets, its function, the arguments for each part of the set by the part's folder, and
+# the package that the function needs (kaggle needs an account's token, too)
 TORCH_EM = {
-    "plantseg": (_plantseg, "torch_em"),
-    "nucmm": (_nucmm, "gdown"),
-    "glas": (_glas, "kaggle"),
-    "consep": (_consep, "kaggle"),
+    "plantseg": (
+        "light_microscopy.plantseg",
+        "get_plantseg_data",
+        {f"{n}/{s}": {"name": n, "split": s} for n in ("root", "ovules") for s in ("train", "val", "test")},
+        "torch_em",
+    ),
+    "nucmm": ("electron_microscopy.nuc_mm", "get_nuc_mm_data", {"gdrive": {"sample": "mouse"}}, "gdown"),
+    "glas": ("histopathology.glas", "get_glas_data", {"kaggle": {"split": "test"}}, "kaggle"),
+    "consep": ("histopathology.consep", "get_consep_data", {"kaggle": {}}, "kaggle"),
 }
 
 
@@ -168,14 +205,16 @@ def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
     Raises:
         InputError: torch-em could not fetch it.
     """
-    parts, needs = TORCH_EM.get(dataset.name, (None, ""))
-    if parts is None or not all(importlib.util.find_spec(name) for name in ("torch_em", needs)):
+    module, function, parts, needs = TORCH_EM.get(dataset.name, ("", "", {}, ""))
+    if not parts or not all(importlib.util.find_spec(name) for name in ("torch_em", needs)):
         return False
     waiting = folder.with_name(f".{folder.name}.fetching")
     try:
-        for target, get in parts(waiting):
-            if not target.is_dir():
-                _whole_folder(target, get)
+        get = getattr(importlib.import_module(f"torch_em.data.datasets.{module}"), function)
+        for part, arguments in parts.items():
+            if not (waiting / part).is_dir():
+                with whole_folder(waiting / part) as target:
+                    get(str(target), **arguments, download=True)
         os.replace(waiting, folder / "torch_em")
     except (Exception, SystemExit) as error:  # whatever torch-em, gdown or kaggle raise
         raise InputError(
@@ -188,20 +227,3 @@ def by_hand(dataset: Dataset, folder: Path) -> str:
     """The one sentence on how to get a set without us."""
     steps = dataset.manual.format(folder=folder) or f"download it from {dataset.address} into {folder}"
     return f"{steps}; then run the same command again."
-
-
-def fetch(dataset: Dataset, folder: Path) -> None:
-    """Brings a dataset's original files into a folder, unpacked; what a person put there is used, too.
-
-    Raises:
-        InputError: a download or an archive fails.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}); name another folder with --out.") from error
-    for remote in dataset.files:
-        target = folder / remote.name
-        if target.suffix != ".zip" or not target.with_suffix("").is_dir():  # an unpacked archive may be deleted
-            download(remote, folder)
-    unpack(folder)

@@ -10,7 +10,6 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,36 +17,34 @@ import cv2
 import numpy as np
 
 from ullsam.data.io import read_image, read_labels, to_rgb8
-from ullsam.data.sources.convert import Item, instances
-from ullsam.data.sources.table import Dataset, Remote
+from ullsam.data.sources.convert import Item, instances, one_per_mask
+from ullsam.data.sources.fetch import Dataset, Remote
 from ullsam.errors import InputError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 VNC_CELL = (191, 223, 255)  # mitochondria, synapse, intracellular
-
-
-def _facts() -> dict[str, dict]:
-    rows = json.loads(Path(__file__).with_name("open.json").read_text(encoding="utf-8"))
-    return {row["name"]: row for row in rows}
+FACTS = {row["name"]: row for row in json.loads(Path(__file__).with_name("open.json").read_text(encoding="utf-8"))}
 
 
 def open_names(role: str | None = None) -> list[str]:
     """The names of the open sets, of one role or all."""
-    return [name for name, facts in _facts().items() if role in (None, facts["role"])]
+    return [name for name, facts in FACTS.items() if role in (None, facts["role"])]
 
 
 def open_dataset(name: str) -> tuple[Dataset, dict]:
     """The row of an open set, its address being the repository's archive at its commit, and all its facts."""
-    facts = _facts()[name]
+    facts = FACTS[name]
     source = facts["source"]
-    repository = source["repo"].removeprefix("github:")
-    archive = Remote(f"https://github.com/{repository}/archive/{source['commit']}.zip", f"{repository.split('/')[1]}.zip")
-    known = {
-        key: facts[key] for key in ("name", "role", "domain", "modality", "specimen", "structure", "description", "licence")
-    }
-    address, warning = f"https://github.com/{repository}/tree/{source['commit']}", facts["licence_note"]
+    repository, commit = source["repo"].removeprefix("github:"), source["commit"]
+    archive = Remote(f"https://github.com/{repository}/archive/{commit}.zip", f"{repository.split('/')[1]}.zip")
+    same = ("name", "role", "domain", "modality", "specimen", "structure", "description", "licence")
     row = Dataset(
-        **known, title=source["original"], citation=source["paper"], address=address, files=(archive,), warning=warning
+        **{key: facts[key] for key in same},
+        title=source["original"],
+        citation=source["paper"],
+        address=f"https://github.com/{repository}/tree/{commit}",
+        files=(archive,),
+        warning=facts["licence_note"],
     )
     return row, facts
 
@@ -58,69 +55,47 @@ def read_open(name: str, root: Path) -> list[tuple[str, Item]]:
     Raises:
         InputError: the repository lacks an image.
     """
-    find, make = RULES[name]
-    table = Path(__file__).with_name("open_images.csv")
-    rows = [row for row in csv.DictReader(table.open(encoding="utf-8", newline="")) if row["dataset"] == name]
-    files = Files(root)
-    return [
-        (row["file"], Item(row["source_id"], row["split"], row["note"], partial(_read, files, find, make, row)))
-        for row in rows
-    ]
+    with Path(__file__).with_name("open_images.csv").open(encoding="utf-8", newline="") as table:
+        rows = [row for row in csv.DictReader(table) if row["dataset"] == name]
+    load = partial(_read, Files(root), *RULES[name])
+    return [(row["file"], Item(row["source_id"], row["split"], row["note"], partial(load, row))) for row in rows]
 
 
 def _read(files: Files, find: Callable, make: Callable, row: dict) -> Arrays:
-    """The finished crop of a row of open_images.csv and its mask."""
+    """The finished crop of a row of open_images.csv and its mask.
+
+    A note such as "testA_1 y6x215" names the crop's upper left corner, one such as "scale=0.5" a smaller image; without
+    either it is the whole image.
+    """
     image, labels = find(files, row)
-    size = int(row["height"]), int(row["width"])
-    image, labels = (_scale if row["note"].startswith("scale=") else _crop)(image, labels, row["note"], size)
-    return to_rgb8(image, row["note"]), make(labels)
+    note, size = row["note"], (int(row["height"]), int(row["width"]))
+    if not note.startswith("scale="):
+        corner = re.search(r"\by(\d+)x(\d+)$", note)
+        y, x = (int(corner[1]), int(corner[2])) if corner else (0, 0)
+        image, labels = (array[y : y + size[0], x : x + size[1]] for array in (image, labels))
+        if image.shape[:2] != size:
+            raise InputError(f"{note}: the image is too small for this crop; the repository is another version.")
+    elif image.shape[:2] != size:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return to_rgb8(image, note), make(labels)
 
 
-def _crop(image: np.ndarray, labels: np.ndarray, note: str, size: tuple[int, int]) -> Arrays:
-    """The part that a note such as "testA_1 y6x215" names; the whole where it names none."""
-    place = re.search(r"\by(\d+)x(\d+)$", note)
-    y, x = (int(place[1]), int(place[2])) if place else (0, 0)
-    part = slice(y, y + size[0]), slice(x, x + size[1])
-    if image[part].shape[:2] != size:
-        raise InputError(
-            f"{note}: the image has {image.shape[:2]} pixels, too few for this crop; the repository is another version."
-        )
-    return image[part], labels[part]
-
-
-def _scale(image: np.ndarray, labels: np.ndarray, note: str, size: tuple[int, int]) -> Arrays:
-    if image.shape[:2] == size:
-        return image, labels
-    shape = size[::-1]
-    return (
-        cv2.resize(image, shape, interpolation=cv2.INTER_AREA),
-        cv2.resize(labels, shape, interpolation=cv2.INTER_NEAREST_EXACT),
-    )
-
-
-@dataclass
 class Files:
     """The files of an unpacked repository, found by the end of their path."""
 
-    root: Path
-
-    def __post_init__(self) -> None:
-        self.paths = sorted(path for path in self.root.rglob("*.*") if path.is_file())
-        self.texts = ["/" + path.relative_to(self.root).as_posix() for path in self.paths]
+    def __init__(self, root: Path):
+        self.root = root
+        self.paths = {f"/{path.relative_to(root).as_posix()}": path for path in root.rglob("*.*") if path.is_file()}
 
     def all(self, pattern: str) -> list[Path]:
-        """Files whose path ends with a regular expression."""
+        """Files whose path ends with a regular expression, sorted."""
         found = re.compile(pattern + "$")
-        return [path for path, text in zip(self.paths, self.texts, strict=True) if found.search(text)]
+        return sorted(path for text, path in self.paths.items() if found.search(text))
 
     def one(self, pattern: str) -> Path:
-        """The first of them.
-
-        Raises:
-            InputError: there is none.
-        """
-        found = self.all(pattern)
-        if not found:
+        """The first of them; an InputError where there is none."""
+        if not (found := self.all(pattern)):
             raise InputError(
                 f"{self.root} has no file that ends with {pattern}; delete the folder and run the same command again."
             )
@@ -147,9 +122,7 @@ def _bbbc039(files: Files, row: dict) -> Arrays:
 def _dsb(files: Files, row: dict, stretch: bool = False, colour: bool = False) -> Arrays:
     start = _id(row) if row["note"].startswith("y") else row["note"]
     image = read_image(files.one(rf"/stage1_train/{start}[0-9a-f]*/images/[^/]*\.png"))[..., :3]
-    labels = np.zeros(image.shape[:2], np.int32)
-    for index, mask in enumerate(files.all(rf"/stage1_train/{start}[0-9a-f]*/masks/[^/]*\.png"), 1):
-        labels[_grey(read_image(mask)) > 0] = index
+    labels = one_per_mask(image, files.all(rf"/stage1_train/{start}[0-9a-f]*/masks/[^/]*\.png"))
     image = image if colour else _grey(image)
     return _stretch(image) if stretch else image, labels
 
@@ -161,9 +134,8 @@ def _emps(files: Files, row: dict) -> Arrays:
 def _usiigaci(files: Files, row: dict) -> Arrays:
     part, number = row["source_id"].split("/")[1].split("_")
     folder = rf"/Mask R-CNN/{part}/{number}"
-    return _stretch(_grey(read_image(files.one(rf"{folder}/raw\.tif")))), read_labels(
-        files.one(rf"{folder}/instances_ids\.png")
-    )
+    image = read_image(files.one(rf"{folder}/raw\.tif"))
+    return _stretch(_grey(image)), read_labels(files.one(rf"{folder}/instances_ids\.png"))
 
 
 def _vnc(files: Files, row: dict, mitochondria: bool) -> Arrays:
@@ -175,12 +147,8 @@ def _vnc(files: Files, row: dict, mitochondria: bool) -> Arrays:
 
 
 def _busi(files: Files, row: dict) -> Arrays:
-    name = _id(row)
-    image = _grey(read_image(files.one(rf"/images/{name}\.png")))
-    labels = np.zeros(image.shape, np.int32)
-    for index, mask in enumerate(files.all(rf"/mask/{name}_mask[_0-9]*\.png"), 1):
-        labels[_grey(read_image(mask)) > 0] = index
-    return image, labels
+    image = _grey(read_image(files.one(rf"/images/{_id(row)}\.png")))
+    return image, one_per_mask(image, files.all(rf"/mask/{_id(row)}_mask[_0-9]*\.png"))
 
 
 def _glas(files: Files, row: dict) -> Arrays:
@@ -205,17 +173,18 @@ def _stretch(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip((image - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
-RULES: dict[str, tuple[Callable[[Files, dict], Arrays], Callable[[np.ndarray], np.ndarray]]] = {
-    "axondeepseg_sem": (_axons, partial(instances, connectivity=1, min_area=20)),
-    "bbbc039_u2os_nuclei": (_bbbc039, partial(instances, connectivity=1, min_area=30)),
+# set -> how image and mask of a row are found, and how a crop's instances are made of the mask
+RULES = {
+    "axondeepseg_sem": (_axons, partial(instances, min_area=20)),
+    "bbbc039_u2os_nuclei": (_bbbc039, partial(instances, min_area=30)),
     "dsb2018_brightfield_smear": (_dsb, partial(instances, connectivity=2, min_area=12)),
     "dsb2018_fluorescence": (partial(_dsb, stretch=True), partial(instances, connectivity=2, min_area=12)),
     "emps_particles_em": (_emps, partial(instances, connectivity=2, min_area=12)),
     "usiigaci_phase_contrast": (_usiigaci, partial(instances, connectivity=2, min_area=30)),
-    "vnc_mitochondria": (partial(_vnc, mitochondria=True), partial(instances, connectivity=1, min_area=60)),
-    "vnc_neurites": (partial(_vnc, mitochondria=False), partial(instances, connectivity=1, min_area=150)),
+    "vnc_mitochondria": (partial(_vnc, mitochondria=True), partial(instances, min_area=60)),
+    "vnc_neurites": (partial(_vnc, mitochondria=False), partial(instances, min_area=150)),
     "busi_ultrasound": (_busi, partial(instances, connectivity=2, min_area=1)),
     "dsb2018_stained_tissue": (partial(_dsb, colour=True), partial(instances, connectivity=2, min_area=12)),
     "glas_glands": (_glas, partial(instances, connectivity=2, min_area=1)),
-    "nasa_superalloy_sem": (_superalloy, partial(instances, connectivity=1, min_area=15)),
+    "nasa_superalloy_sem": (_superalloy, partial(instances, min_area=15)),
 }

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ullsam.data.sources import readers, volumes
-from ullsam.data.sources.convert import Item, prepare, write_corpus
-from ullsam.data.sources.fetch import by_hand, fetch, fetch_with_torch_em
+from ullsam.data.sources import readers
+from ullsam.data.sources.convert import Item, Writer, prepare, write_corpus
+from ullsam.data.sources.fetch import DATASETS, Dataset, by_hand, fetch, fetch_with_torch_em, find, quota
 from ullsam.data.sources.open_sets import open_dataset, open_names, read_open
-from ullsam.data.sources.table import DATASETS, Dataset, find, quota
 from ullsam.errors import InputError, reason
 
 GROUPS = ("all", "in_domain", "out_of_domain", "open")
@@ -43,7 +42,7 @@ def prepare_dataset(name: str, out: Path, seed: int = 0, say: Callable[[str], No
         InputError: unknown name, a download fails, or a person has to get the files.
     """
     is_open = name in open_names()
-    dataset = open_dataset(name)[0] if is_open else find(name)
+    dataset, facts = open_dataset(name) if is_open else (find(name), find(name).meta())
     folder, downloads = Path(out) / dataset.role / name, Path(out) / "downloads" / name
     if folder.is_dir():
         say(f"{name}: is in {folder} already; delete that folder to make it anew.")
@@ -52,36 +51,30 @@ def prepare_dataset(name: str, out: Path, seed: int = 0, say: Callable[[str], No
     if dataset.warning:
         say(f"  note: {dataset.warning}")
     fetch(dataset, downloads)
-    counts, skipped = (_prepare_open if is_open else _prepare_paper)(dataset, downloads, folder, seed)
+    if is_open:
+        rows = read_open(name, downloads)
+
+        def fill(writer: Writer) -> None:
+            for file, item in rows:
+                writer.add(item, item.split, file)
+
+        counts, skipped = write_corpus(folder, facts, fill, downloads)
+    else:
+        items = _read_items(dataset, downloads)
+        counts, skipped = prepare(items, folder, facts, quota(dataset), seed, work=downloads)
     say(f"  made: {folder} with {', '.join(f'{count} {split}' for split, count in counts.items())} images")
     if skipped:
         say(f"  {len(skipped)} images were skipped; meta.json says why. The first: {skipped[0]}")
     return folder
 
 
-def _prepare_open(dataset: Dataset, downloads: Path, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
-    rows = read_open(dataset.name, downloads)
-
-    def fill(writer) -> None:
-        for file, item in rows:
-            writer.add(item, item.split, file)
-
-    return write_corpus(folder, open_dataset(dataset.name)[1], fill, downloads)
-
-
-def _prepare_paper(dataset: Dataset, downloads: Path, folder: Path, seed: int) -> tuple[dict[str, int], list[str]]:
-    items = _read(dataset, downloads)
-    if not items and fetch_with_torch_em(dataset, downloads):
-        items = _read(dataset, downloads)
-    if not items:
-        raise InputError(f"{dataset.title} is not in {downloads}: {by_hand(dataset, downloads)}")
-    return prepare(items, folder, dataset.meta(), quota(dataset), seed, work=downloads)
-
-
-def _read(dataset: Dataset, downloads: Path) -> list[Item]:
-    reader = getattr(readers, dataset.name, None) or getattr(volumes, dataset.name)
+def _read_items(dataset: Dataset, downloads: Path) -> list[Item]:
+    """What the dataset's reader finds, or what torch-em can fetch where that is nothing."""
+    reader = getattr(readers, dataset.name)
     try:
-        return reader(downloads)
+        items = reader(downloads)
+        if not items and fetch_with_torch_em(dataset, downloads):
+            items = reader(downloads)
     except InputError:
         raise
     except Exception as error:  # the libraries of the formats raise many kinds where a file is damaged
@@ -89,3 +82,6 @@ def _read(dataset: Dataset, downloads: Path) -> list[Item]:
             f"A file of {dataset.title} in {downloads} cannot be read ({reason(error)}); delete it and run the "
             "same command again."
         ) from error
+    if not items:
+        raise InputError(f"{dataset.title} is not in {downloads}: {by_hand(dataset, downloads)}")
+    return items

@@ -10,9 +10,10 @@ import pytest
 
 from ullsam import InputError
 from ullsam.data.augment import TrainViews, ViewConfig
+from ullsam.data.io import read_lines
 from ullsam.data.mixture import Mixture
 from ullsam.data.pairs import Pairs
-from ullsam.data.sources.biomedica import ShardStream, is_microscopy, read_lines, save_pairs
+from ullsam.data.sources.biomedica import ShardStream, is_microscopy, save_pairs
 
 GOOD = {"image_primary_label": ["Microscopy"], "image_secondary_label": ["light microscopy"], "image_panel_type": "single"}
 
@@ -69,9 +70,9 @@ def test_shards_stream_and_resume(tmp_path):
     second = [sample(3), sample(4, article_license=None), sample(5)]
     paths = [shard(tmp_path / "0.tar", first), shard(tmp_path / "1.tar", second)]
     assert save_pairs(ShardStream(paths), tmp_path / "p", most=2, every=1) == 2
-    place = json.loads((tmp_path / "p" / "place.json").read_text())
+    position = json.loads((tmp_path / "p" / "position.json").read_text())
     again = ShardStream(paths)
-    again.load_state_dict(place)
+    again.load_state_dict(position)
     assert next(iter(again))["__key__"] == "PMC2_fig_2"  # what was seen is not read again
     assert save_pairs(ShardStream(paths), tmp_path / "p", most=99) == 5
     rows = read_lines(tmp_path / "p" / "captions.jsonl")
@@ -92,9 +93,18 @@ def test_a_stream_without_a_pair_is_no_success(tmp_path):
 
 
 def test_a_broken_line_is_named(tmp_path):
-    (tmp_path / "captions.jsonl").write_text('{"file": "a"}\nnot json\n')
-    with pytest.raises(InputError, match="Line 2 of .*captions.jsonl is not valid JSON"):
-        read_lines(tmp_path / "captions.jsonl")
+    for line in ("not json", "[1]", "null"):
+        (tmp_path / "captions.jsonl").write_text(f'{{"file": "a"}}\n{line}\n')
+        with pytest.raises(InputError, match="Line 2 of .*captions.jsonl is not valid JSON"):
+            read_lines(tmp_path / "captions.jsonl")
+
+
+def test_a_line_that_was_cut_off_does_not_count_and_is_removed_on_demand(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"file": "a"}\n{"file": "\u00e4')
+    assert read_lines(path) == [{"file": "a"}] and path.read_text().endswith("\u00e4")
+    assert read_lines(path, mend=True) == [{"file": "a"}] and path.read_text() == '{"file": "a"}\n'
+    assert read_lines(tmp_path / "none.jsonl", mend=True) == []
 
 
 def test_training_views_of_pairs_show_the_whole_unchanged_image(tmp_path):
@@ -126,7 +136,7 @@ def test_written_captions_of_a_corpus_hold_for_whole_views_only(tmp_path):
 
     mixture = Mixture([(Corpus(tmp_path), None)])
     for whole in (1.0, 0.0):
-        config = ViewConfig(whole=whole, native=0, object_share=(0.6, 0.6), min_crop=8)
+        config = ViewConfig(whole=whole, native=0, object_fraction=(0.6, 0.6), min_crop=8)
         views = TrainViews(mixture, 8, view=64, with_captions=True, config=config)
         for i in range(8):
             item = views[i]

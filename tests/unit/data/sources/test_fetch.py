@@ -11,8 +11,7 @@ import requests
 
 from ullsam import InputError
 from ullsam.data.sources import fetch as fetch_module
-from ullsam.data.sources.fetch import download, fetch_with_torch_em
-from ullsam.data.sources.table import Remote, find
+from ullsam.data.sources.fetch import Remote, download, fetch_with_torch_em, find
 
 CONTENT = bytes(range(256)) * 4000
 

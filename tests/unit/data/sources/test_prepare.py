@@ -14,10 +14,10 @@ from scipy.io import savemat
 from ullsam import Corpus, InputError
 from ullsam.cli import main
 from ullsam.data.corpus import find_corpora
-from ullsam.data.sources import readers, volumes
+from ullsam.data.sources import readers
 from ullsam.data.sources.convert import Item, prepare
+from ullsam.data.sources.fetch import DATASETS, find, quota
 from ullsam.data.sources.prepare import names, prepare_dataset
-from ullsam.data.sources.table import DATASETS, find, quota
 
 LABELS = np.zeros((40, 60), np.uint16)
 LABELS[2:12, 3:20], LABELS[20:36, 30:50], LABELS[20:36, 2:8] = 7, 300, 9
@@ -66,7 +66,7 @@ def covid_if(root):
 def mouse_embryo(root):
     for part in ("train", "val"):
         save_h5(root / "Membrane" / part / f"{part}_stack.h5", raw=VOLUME, label=CELLS.astype(np.uint64))
-    save_h5(root / "Membrane" / "train" / f"{volumes.EMPTY_VOLUME}.h5", raw=VOLUME, label=CELLS)
+    save_h5(root / "Membrane" / "train" / f"{readers.EMPTY_VOLUME}.h5", raw=VOLUME, label=CELLS)
     save_h5(root / "Nuclei" / "train" / "n.h5", raw=VOLUME, label=CELLS)
 
 
@@ -276,10 +276,10 @@ def test_channels_and_ids_of_tissuenet(tmp_path):
 
 def test_ids_that_are_no_cell_are_dropped(tmp_path):
     platynereis(tmp_path)
-    items = [item for item in volumes.platynereis(tmp_path) if item.source == "train_data_membrane_08"]
+    items = [item for item in readers.platynereis(tmp_path) if item.source == "train_data_membrane_08"]
     assert set(np.unique(items[0].load()[1])) == {0, 7, 300}
     plantseg(tmp_path / "p")
-    found = volumes.plantseg(tmp_path / "p")
+    found = readers.plantseg(tmp_path / "p")
     assert not [item for item in found if item.source == "Movie1"]  # a copy of a test volume
     for item in found:
         assert 1 not in item.load()[1]

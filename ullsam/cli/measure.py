@@ -1,0 +1,201 @@
+"""Commands that measure a model: its masks, its words, what its knowledge does, and its answers to questions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from ullsam.cli.options import Measured, file_to_write, is_main, one_of, short, typed
+from ullsam.errors import InputError
+
+LENGTHS = {"likelihood": 0, "generate": 64, "official": 1024}  # tokens that a method may write
+
+
+def evaluate(
+    on: OmitArgPrefixes[Measured], points: tuple[int, int] | None = None, box: bool = False, no_vlk: bool = False
+) -> None:
+    """Score the masks of a model on folders of images.
+
+    --model may also be a SAM, uSAM or MedSAM file, or a hub name of SAM, SAM-HQ or SAM 2 such as facebook/sam2-hiera-tiny.
+
+    Args:
+        points: positive and negative points per object; 1 3 without it
+        box: prompt with bounding boxes instead of points
+        no_vlk: without vision-language knowledge
+    """
+    one_of(points=points, box=box)
+    from ullsam.accel.distributed import device
+    from ullsam.evaluation.protocol import evaluate, mean_scores, summarise
+    from ullsam.lab.baselines import open_predictor
+
+    corpora, predictor = on.corpora(), open_predictor(on.model, device=device())
+    options = (on.split, "box" if box else points or (1, 3), not no_vlk, on.seed, on.limit)
+    results = [evaluate(predictor, corpus, *options, progress=True) for corpus in corpora]
+    on.write(results, summarise, mean_scores)
+
+
+def evaluate_words(on: OmitArgPrefixes[Measured], shuffled: bool = False, text_only: bool = False) -> None:
+    """Score the descriptions that a model writes of folders of images.
+
+    Args:
+        shuffled: describe images of the next folder instead
+        text_only: describe without any image
+    """
+    one_of(shuffled=shuffled, text_only=text_only)
+    if shuffled and len(on.data) < 2:
+        raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
+    from ullsam.evaluation.caption_metrics import evaluate_captions, mean_captions, summarise_captions
+
+    corpora, model, results = on.corpora(), on.load(), []
+    others = corpora[1:] + corpora[:1] if shuffled else [None] * len(corpora)
+    options = {"split": on.split, "seed": on.seed, "limit": on.limit, "use_image": not text_only}
+    for corpus, other in zip(corpora, others, strict=True):
+        results.append(evaluate_captions(model, corpus, other=other, progress=True, **options))
+    on.write(results, summarise_captions, mean_captions)
+
+
+def knowledge(
+    on: OmitArgPrefixes[Measured], fit_split: str = "train", fit_limit: int = 12, figure: str | None = None
+) -> None:
+    """Measure whether vision-language knowledge changes masks.
+
+    Args:
+        fit_split: split that the probes learn from
+        fit_limit: at most so many of its images per folder
+        figure: PNG file for a figure of the results
+    """
+    from ullsam.lab.knowledge import measure_knowledge, summarise_knowledge
+    from ullsam.plots.charts import show_knowledge
+
+    if figure and Path(figure).suffix.lower() != ".png":
+        raise InputError(f"--figure {figure} does not end in .png; the figure is written in this format.")
+    corpora, fit = on.corpora(fit_split), {"fit_split": fit_split, "fit_limit": fit_limit}
+    result = measure_knowledge(on.load(), corpora, on.split, on.seed, on.limit, **fit, progress=True)
+    on.write([result], summarise_knowledge)
+    if is_main():
+        print("\n".join(result["reading"].values()))
+        if figure:
+            show_knowledge(result).save(figure)
+
+
+def worst(data: list[str], results: str, out: str, model: str = "tiny") -> None:
+    """Draw the worst case of every folder.
+
+    Args:
+        data: folders with images/ and masks/
+        results: what `evaluate` wrote about the model on them
+        out: PNG file to write
+        model: tiny, usam-tiny, or a folder of a saved model
+    """
+    from ullsam.lab.figures import worst_cases
+    from ullsam.predictor import Predictor
+
+    if not Path(results).is_file():
+        raise InputError(f"There is no {results}; write it with `python -m ullsam evaluate ... --out {results}`.")
+    on, measured = Measured(data, out, model), json.loads(Path(results).read_text())
+    corpora = on.corpora()
+    worst_cases(Predictor(on.load()), corpora, measured).save(out)
+    print(f"The picture is in {out}")
+
+
+def describe(image: Positional[list[str]], model: str = "tiny", question: str | None = None) -> None:
+    """Describe images in words, one line each.
+
+    Args:
+        image: image files
+        model: tiny, or a folder of a saved model
+        question: asked after the image; a description without it
+    """
+    from ullsam.data.io import read_image
+    from ullsam.model import load
+
+    if not image:
+        raise InputError("describe names no image; give the path of at least one.")
+    network = load(model)
+    for path in image:
+        print(f"{path}: {' '.join(network.describe(read_image(path), question).split())}", flush=True)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Who is asked which questions, and how."""
+
+    out: str  # JSON file for the results; answers go beside it
+    # tiny, a folder of a saved model, random, or a folder or hub name of a vision-language model of Hugging Face
+    model: str = "tiny"
+    data: str = "synthetic"  # synthetic, a folder with parquet files, or jmhb/microvqa
+    count: int = 300  # number of synthetic questions
+    split: str | None = None  # of the data, where there are several
+    method: tuple[str, ...] = ("likelihood",)  # likelihood, generate, official
+    image: tuple[str, ...] = ("own", "none")  # own, none, shuffled
+    seed: int = 0  # of everything that is drawn
+    limit: int | None = None  # at most so many questions, evenly spaced; all without it
+    max_new_tokens: int | None = None  # of a written answer; 64, official: 1024 without it
+
+
+def microvqa(ask: OmitArgPrefixes[Questions]) -> None:
+    """Ask a model multiple-choice questions about images, by each method and with each kind of image.
+
+    What an earlier run of the same command has answered is not asked again.
+    """
+    from ullsam.data.corpus import spaced
+    from ullsam.data.question_files import read_questions
+    from ullsam.data.questions import synthetic_questions
+    from ullsam.evaluation.statistics import format_table, report
+    from ullsam.files import write_json
+    from ullsam.lab.microvqa import IMAGES, METHODS, difference, run
+
+    unknown = [x for x in ask.method if x not in METHODS] + [x for x in ask.image if x not in IMAGES]
+    if unknown or not ask.method or not ask.image:
+        wrong = f"{unknown[0]} is" if unknown else "Nothing is"
+        raise InputError(f"{wrong} no method of {', '.join(METHODS)} and no image of {', '.join(IMAGES)}; use one of each.")
+    if min(ask.limit or 1, ask.max_new_tokens or 1) < 1 or 0 in (ask.limit, ask.max_new_tokens):
+        raise InputError("--limit and --max-new-tokens are 1 or more; give larger numbers or leave them out.")
+    out, runs, differences = file_to_write(ask.out, "microvqa.json"), [], []
+    synthetic = ask.data == "synthetic"
+    questions = synthetic_questions(ask.count, ask.seed) if synthetic else read_questions(ask.data, ask.split)
+    questions, model = spaced(questions, ask.limit), open_model(ask.model, ask.seed)
+    for method, image in product(ask.method, ask.image):
+        answers, length = out.with_name(f"{out.stem}.{method}.{image}.jsonl"), ask.max_new_tokens or LENGTHS[method]
+        result = run(model, questions, method, image, ask.seed, length, answers, progress=True)
+        runs.append({"model": short(ask.model), "data": short(ask.data), "answers": answers.name, **result})
+        first = next(run for run in runs if run["method"] == method)
+        if first is not runs[-1]:
+            pair = {"method": method, "first": first["image"], "second": image}
+            differences.append(pair | difference(first, runs[-1], ask.seed))
+    if not is_main():
+        return
+    kept = [{k: v for k, v in run.items() if k != "rows"} for run in runs]
+    write_json(out, report([{"results": kept, "differences": differences}], typed()))
+    print(format_table([answers_row(run) for run in runs]))
+    for d in differences:
+        low, high = d["interval"]
+        print(f"{d['method']}: image {d['first']} minus {d['second']}: {d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    print(f"written to {out}")
+
+
+def answers_row(run: dict) -> dict:
+    """What the table shows of one run of `microvqa`."""
+    (low, high), tasks = run["interval"], {part["letter"]: part["accuracy"] for part in run["per_task"].values()}
+    row = {key: run[key] for key in ("model", "data", "method", "image")} | {"n": run["n_questions"]}
+    row |= {"accuracy": run["accuracy"], "95 %": f"{low:.3f}-{high:.3f}", **{letter: tasks.get(letter) for letter in "VHE"}}
+    return row | {"chance": run["chance"], "bad": run["bad_response_rate"]}
+
+
+def open_model(name: str, seed: int = 0):
+    """Who answers: "random", a model of ours by name or folder, or a vision-language model of Hugging Face."""
+    from ullsam.accel.distributed import device
+    from ullsam.files import read_json
+    from ullsam.lab.microvqa import RandomGuess
+    from ullsam.lab.vlm_baselines import VisionLanguageModel
+    from ullsam.model import load
+
+    if name == "random":
+        return RandomGuess(seed)
+    folder = Path(name)
+    ours = "model_type" not in read_json(folder / "config.json") if folder.is_dir() else len(folder.parts) == 1
+    return load(name, device=device()) if ours else VisionLanguageModel.load(name, device())
