@@ -7,39 +7,35 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    "evaluation.compare": ["compare_vlsa"],
-    "config": ["PRESETS", "LlmConfig", "ModelConfig", "SamConfig", "TrainConfig", "fast", "preset"],
-    "data.corpus": ["Corpus", "Sample", "data_root", "find_corpora"],
-    "data.io": ["Square", "from_square", "read_image", "read_labels", "to_rgb8", "to_square", "write_labels"],
-    "data.mixture": ["Mixture"],
-    "data.synthetic": ["STYLES", "generate"],
-    "errors": ["InputError"],
-    "evaluation.protocol": ["evaluate"],
-    "evaluation.statistics": ["format_table"],
-    "model": ["ULLSAM", "load", "shipped"],
-    "predictor": ["Prediction", "Predictor"],
-    "sam": ["ImageFeatures", "Prompts", "build_sam", "decode_masks", "encode_image", "encode_prompts"],
-    "sbr": ["SbrConfig", "SbrPoints", "sample_instances", "sample_points", "sbr_regions"],
-    "train": ["STAGES", "fit"],
-    "vlsa": [
-        "VLSA",
-        "VisionProjection",
-        "VlsaShape",
-        "build_vlsa",
-        "check_vlsa",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "register_vlsa",
-        "vlsa_names",
-    ],
+_PLACES = {  # where a public name is defined
+    "checkpoints.loading": "load shipped",
+    "config": "PRESETS LlmConfig ModelConfig SamConfig TrainConfig fast preset",
+    "data.corpus": "Corpus Sample data_root find_corpora",
+    "data.io": "Square from_square read_image read_labels to_rgb8 to_square write_labels",
+    "data.mixture": "Mixture",
+    "data.synthetic": "STYLES generate",
+    "errors": "InputError",
+    "evaluation.compare": "compare_vlsa",
+    "evaluation.protocol": "evaluate",
+    "evaluation.statistics": "format_table",
+    "model": "ULLSAM",
+    "predictor": "Prediction Predictor",
+    "sam": "SAM build_sam decode_masks encode_image encode_prompts",
+    "sbr": "SbrConfig SbrPoints sample_instances sample_points sbr_regions",
+    "train": "STAGES Stage fit",
+    "types": "ImageFeatures Prompts",
+    "vlsa": "VLSA VisionProjection VlsaShape build_vlsa pixel_shuffle pixel_unshuffle register_vlsa vlsa_names",
+    "vlsa_check": "check_vlsa",
 }
+_EXTENDED = ("PRESETS", "ULLSAM", "build_sam", "fit", "preset")
 _ROOMS = ("checkpoints", "data", "evaluation", "lab", "losses", "plots", "sbr", "tiny", "vlsa", "widgets")
-_MODULES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names}
+_MODULES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names.split()}
 __all__ = sorted([*_MODULES, "show"])
 
 
 def __getattr__(name: str):
+    if name in _EXTENDED:
+        import_module(f"{__name__}.checkpoints")  # makes known what the rooms add to the core: settings, models, stages
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     if name in _ROOMS:

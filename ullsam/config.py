@@ -20,16 +20,11 @@ class SamConfig:
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)  # blocks that see the whole grid
     window_size: int = 14  # side of the attention windows in the other blocks, patches
     use_rel_pos: bool = True  # SAM's decomposed relative position in the attention
-    qk_norm: bool = False  # normalise queries and keys, so that attention trained from scratch stays wide
     out_chans: int = 256  # C: channels of features, prompts and decoder
     decoder_mlp_dim: int = 2048  # hidden width of the mask decoder's MLPs
     mask_in_chans: int = 16  # channels of the mask-prompt encoder
     iou_head_dim: int = 0  # hidden width of the mask-quality head; 0: out_chans
-    position_scale: float = 1.0  # spread of the frequencies of SAM's position code; more tells near places apart
-    stem: tuple[int, ...] = ()  # (): SAM's patch embedding; (a, b, c): a convolutional stem with these widths
-    summary: bool = False  # with a stem: what kind of image it is, from the stem's maps, is told the language model
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
-    scales: tuple[float, ...] = (1.0,)  # sizes at which an image is seen, shares of S; small ones are for large objects
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
 
     @property
@@ -71,9 +66,20 @@ class ModelConfig:
     def from_dict(cls, values: dict) -> ModelConfig:
         """Builds the settings back from `to_dict`; an unknown field is an error that names it."""
         values = dict(values)
-        values["sam"] = _from_dict(SamConfig, values.get("sam") or {})
+        values["sam"] = _sam_config(values.get("sam") or {})
         values["llm"] = _from_dict(LlmConfig, values["llm"]) if values.get("llm") else None
         return _from_dict(cls, values)
+
+
+# Fields in files of version 0.1 that only models with more than SAM's own parts have; at these values they say nothing
+INERT = {"qk_norm": False, "position_scale": 1.0, "stem": [], "summary": False, "scales": [1.0]}
+
+
+def _sam_config(values: dict) -> SamConfig:
+    """SAM's settings as the class that has all these fields: `SamConfig`, or one that another room derives from it."""
+    values = {k: v for k, v in values.items() if k not in INERT or INERT[k] != v}
+    classes = (SamConfig, *SamConfig.__subclasses__())
+    return _from_dict(next((c for c in classes if set(values) <= {f.name for f in fields(c)}), SamConfig), values)
 
 
 def _from_dict(cls, values: dict):
@@ -107,32 +113,11 @@ DEBUG = ModelConfig(
     llm=LlmConfig(name="debug"),
 )
 
-TINY = ModelConfig(
-    name="tiny",
-    sam=SamConfig(
-        image_size=512,
-        embed_dim=256,
-        depth=6,
-        num_heads=8,
-        global_attn_indexes=(2, 5),
-        window_size=8,
-        use_rel_pos=False,
-        qk_norm=True,
-        out_chans=256,
-        decoder_mlp_dim=512,
-        stem=(16, 32, 64),
-        summary=True,
-        position_scale=3.0,
-        scales=(1.0, 0.5, 0.25),
-    ),
-    llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
-)
-
-PRESETS = {"debug": DEBUG, "tiny": TINY, "paper": ModelConfig(llm=INTERNVL)}
+PRESETS = {"debug": DEBUG, "paper": ModelConfig(llm=INTERNVL)}  # `ullsam.tiny` adds its own
 
 
 def preset(name: str, **changes) -> ModelConfig:
-    """The preset `name` ("debug", "tiny" or "paper"), with top-level fields replaced by `changes`."""
+    """The preset "debug", "paper" or (`ullsam.tiny` adds it) "tiny", with top-level fields replaced by `changes`."""
     if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     return replace(PRESETS[name], **changes)
@@ -143,42 +128,41 @@ def fast() -> bool:
     return os.environ.get("ULLSAM_FAST", "") not in ("", "0")
 
 
-RECOMPUTE = ("no", "cheap", "all")  # what TrainConfig.recompute may be
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training stage; the defaults are shared by all stages, `STAGES` in train.py holds what differs."""
+    """One training stage as the paper has it; the defaults are shared by all stages.
+
+    A room of the package, or a student, adds settings by deriving from it, and says with them what a stage is
+    (`train.stage_table`).
+    """
 
     stage: int = 3  # 1 alignment, 2 fine-tuning on captions, 3 interactive segmentation
     steps: int = 1000  # optimiser steps
     batch_size: int = 8  # images per optimiser micro-step
     accumulate: int = 1  # micro-steps per optimiser step
     lr: float = 1e-3  # peak learning rate (AdamW)
-    slow: float = 1.0  # factor on the rate of transformers (encoder blocks, mask decoder), which convolutions outrun
     weight_decay: float = 0.01  # on matrices only; norms, biases, embeddings and scalars have none
     warmup: int = 50  # optimiser steps of linear warm-up
-    final_lr: float = 0.02  # share of the peak that the cosine schedule ends at
+    final_lr: float = 0.02  # fraction of the peak that the cosine schedule ends at
     clip: float = 1.0  # maximum gradient norm
     seed: int = 0  # decides initial data order, crops, points and noise
     precision: str = "no"  # "no" computes in float32, "bf16" with bfloat16 autocast
     view: int = 0  # side of the training crops in pixels; 0: the model's whole image
     instances: int = 4  # at most so many objects per image
     prompts: tuple[tuple[int, int], ...] = ((1, 3),)  # (positive, negative) counts, one drawn per step
-    box_share: float = 0.0  # share of steps whose prompt is a box instead of points
-    iou_weight: float = 0.0  # weight of the mask-quality head's loss (the paper trains none)
-    dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
-    caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned (paper: none)
-    coarse_weight: float = 0.0  # stage 3: weight of the mask loss without finer maps and click maps, as plain SAM would
-    spread_weight: float = 0.0  # stages 0 and 3: weight of a penalty on states that are the same at all places
-    word_weight: float = 0.0  # stages 0 and 3: weight of naming the caption's words from the features' mean (paper: none)
-    far_share: float = 0.0  # share of outside points that lie anywhere outside instead of in SBR's ring (paper: none)
-    sentences: int = 0  # captions are cut to so many sentences; 0 keeps them whole
-    balance: bool = False  # weigh BCE so that inside and outside of each object count the same
-    recompute: str = "no"  # less memory: "cheap" results in transformers, or "all", are computed again, see recompute.py
+    recompute: str = "no"  # less memory: "cheap" results in transformers, or "all", see accel/checkpointing.py
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines
     workers: int = 0  # data-loading processes
+
+    def lr_scale(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name`."""
+        return 1.0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all batches use the same weights, which is needed where weights are divided among processes."""
+        return True
 
 
 # The paper's runs (section 3.3 and appendix A), in optimiser steps: epochs x images / images per step on its four GPUs

@@ -14,14 +14,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 
 ALONE = "save the weights alone (torch.save(model.state_dict(), ...)) and load that file"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIGS = ("*.json", "tokenizer.model")
+WEIGHTS = (*CONFIGS, "*.safetensors")
 
 
 def read_torch(path: str | Path, remedy: str = "get it again", mapped: bool = True) -> dict:
@@ -190,32 +193,17 @@ def write_safetensors(folder: str | Path, state: dict[str, Tensor], shard_bytes:
     All files are written before the first takes its name, and the index comes last: what was there stays when the disk
     is full, and a reader never sees an index without its shards.
     """
-    folder = Path(folder)
-    shards = _split(state, shard_bytes)
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if shards[1:] else [SINGLE]
+    folder, split = Path(folder), split_torch_state_dict_into_shards(state, max_shard_size=shard_bytes)
     with ExitStack() as files:  # the last one entered takes its name first
-        if len(shards) > 1:
-            places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        if split.is_sharded:
             index = files.enter_context(whole(folder / INDEX))
-            index.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
-        for name, keys in zip(names, shards, strict=True):
+            index.write_text(json.dumps({"metadata": {}, "weight_map": split.tensor_to_filename}, indent=1))
+        for name, keys in split.filename_to_tensors.items():
             part = files.enter_context(whole(folder / name))
             save_file({k: state[k].detach().cpu().contiguous() for k in keys}, part, metadata={"format": "pt"})
         (folder / INDEX).unlink(missing_ok=True)
-    if len(shards) > 1:
+    if split.is_sharded:
         (folder / SINGLE).unlink(missing_ok=True)
-
-
-def _split(state: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
-    """Names in their order, in groups of at most `shard_bytes` (a larger tensor stands alone)."""
-    shards, size = [[]], 0
-    for name, x in state.items():
-        if shards[-1] and size + x.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += x.nbytes
-    return shards
 
 
 @contextmanager
@@ -269,3 +257,29 @@ def write_json(path: str | Path, values: dict) -> None:
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def local_folder(name: str | Path, files: tuple[str, ...] = WEIGHTS) -> Path:
+    """The folder `name`, or the cached copy of the hub's repository `name` ("owner/model").
+
+    Args:
+        files: patterns of the files that are fetched; never code or pickles.
+
+    Raises:
+        InputError: no such folder, and the hub has no such repository or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        raise InputError(f"{name} is a file where a folder is needed; give the model's folder, with its config.json.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or Path(name).suffix in (".pt", ".pth", ".safetensors"):
+        raise InputError(f"There is no file or folder {name}; check the path, or give a hub name such as owner/model.")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(files)))
+    except (OSError, ValueError, RuntimeError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise InputError(
+            f"{name} is no folder here and could not be fetched from the Hugging Face hub ({reason(error)}); "
+            "download it elsewhere and give its folder."
+        ) from error

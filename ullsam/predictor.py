@@ -1,27 +1,20 @@
-"""One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid.
-
-A model with several scales sees the image small as well. An object is drawn from the middle view first; if it is wide there,
-again from the next smaller view, whose features span more of it; if it is narrow, from the next larger one, for detail.
-"""
+"""One image, many prompts: features and knowledge are computed once, masks come back on the image's own grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ullsam.accel.upsampling import enlarge_masks
 from ullsam.data.io import Square, to_rgb8
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
-from ullsam.sam import ImageFeatures, Prompts
+from ullsam.types import ImageFeatures, Prompts
 
 CHUNK = 8  # objects decoded at a time: more take more memory and no less time
-NARROW, WIDE = 0.2, 0.55  # up to and beyond these shares of the middle view's side another view draws the object
 
 
 @dataclass(frozen=True)
@@ -38,25 +31,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class View:
-    """The image at one scale: where it lies in its square, and what the encoder says of it."""
+    """An encoded image: how it lies in the model's square, and what the encoder says of it."""
 
-    model: ULLSAM
     square: Square
     features: ImageFeatures
-    precision: str
-
-    @cached_property
-    def knowledge(self) -> Tensor | None:
-        """Vision-language knowledge, (1, ...), computed at its first use; None without a VLSA."""
-        with autocast(self.model, self.precision):
-            knowledge = self.model.knowledge(self.features)
-        return None if knowledge is None else knowledge.float()
-
-    def segment(self, given: dict[str, np.ndarray], use_vlk: bool, kinds: slice) -> tuple[Tensor, Tensor]:
-        """Logits (I, kinds, 4h, 4w) and scores (I, kinds) for prompts of I objects in image pixels."""
-        prompts = prompts_on(self.square, given, self.model.device)
-        logits, scores = self.model.segment(self.features, prompts, self.knowledge if use_vlk else None)
-        return logits[0, :, kinds], scores[0, :, kinds]  # (1, I, 4, ...) -> (I, kinds, ...)
 
 
 def prompts_on(square: Square, given: dict[str, np.ndarray], device: torch.device) -> Prompts:
@@ -66,39 +44,26 @@ def prompts_on(square: Square, given: dict[str, np.ndarray], device: torch.devic
     return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in values.items()})
 
 
-def widths(logits: Tensor) -> np.ndarray:
-    """Longer side of each mask of logits (I, n, n), as a share of n: (I,)."""
-    inside = logits > 0
-    sides = [_span(inside.any(axis)) for axis in (1, 2)]
-    return (torch.maximum(*sides) / logits.shape[-1]).cpu().numpy()
-
-
-def _span(taken: Tensor) -> Tensor:
-    """From the first to the last place that is taken, of (I, n) places: (I,), 0 where none is."""
-    places = torch.arange(1, taken.shape[1] + 1, device=taken.device)
-    last = (taken * places).amax(1)
-    first = (taken * places.flip(0)).amax(1)
-    return (last + first - taken.shape[1]).clamp(min=0)
-
-
-def autocast(model: ULLSAM, precision: str):
-    """bfloat16 autocast on the model's device for the precision "bf16"."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 class Predictor:
     """Segments and describes one image at a time; points and boxes are (x, y) in pixels of the image as given.
+
+    `Predictor(model)` is of the class that suits the model's SAM, as `pathlib.Path` is of the class that suits the system.
 
     Args:
         model: a model; precision: "no" encodes images as the weights are, "bf16" with bfloat16 autocast, which is faster on
             processors that know it and for large models. Masks are decoded in float32 either way.
     """
 
+    def __new__(cls, model: ULLSAM, *_, **__):
+        suitable = getattr(getattr(model, "sam", None), "predictor_class", None)
+        return super().__new__(suitable if cls is Predictor and suitable else cls)
+
     def __init__(self, model: ULLSAM, precision: str = "no"):
         if precision not in ("no", "bf16"):
             raise InputError(f"There is no precision {precision!r}; choose 'no' or 'bf16'.")
         self.model, self.precision = model.eval(), precision
-        self._views: tuple[View, ...] = ()  # from the smallest to the whole canvas
+        self.view: View | None = None  # the image that was set
+        self._knowledge: Tensor | None = None
 
     @torch.inference_mode()
     def set_image(self, image: np.ndarray) -> None:
@@ -107,20 +72,27 @@ class Predictor:
         Raises:
             InputError: not an image, NaN, or too small, with what to do.
         """
-        sam, image = self.model.config.sam, to_rgb8(image)
-        self._views = tuple(self._view(image, round(sam.image_size * scale)) for scale in sorted(sam.scales))
+        self.view, self._knowledge = self.encode(to_rgb8(image)), None
+
+    def encode(self, image: np.ndarray, side: int | None = None) -> View:
+        """The features of a uint8 RGB image (H, W, 3), seen in a square of `side` pixels (None: the model's own)."""
+        pixels, (square,) = self.model.preprocess([image], side)
+        with self._autocast():
+            return View(square, self.model.encode(pixels).float())
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the image that was set."""
-        square = self._ready()[-1].square
+        square = self._ready().square
         return square.height, square.width
 
     @torch.inference_mode()
     def knowledge(self) -> Tensor | None:
-        """Vision-language knowledge of the image, (1, ...); computed at its first use, also that of smaller views. None
-        without a VLSA."""
-        return [view.knowledge for view in self._ready()][-1]
+        """Vision-language knowledge of the image, (1, ...), computed at its first use; None without a VLSA."""
+        if self._knowledge is None and self.model.vlsa is not None:
+            with self._autocast():
+                self._knowledge = self.model.knowledge(self._ready().features).float()
+        return self._knowledge
 
     @torch.inference_mode()
     def predict(
@@ -138,62 +110,41 @@ class Predictor:
         Raises:
             InputError: no image set, no prompt, or prompts of wrong shape, outside the image or without labels.
         """
-        given = self._given(points, labels, box, mask)
-        views = self._ready()[-1:] if "masks" in given else self._views  # mask prompts are of the whole canvas
-        kinds = slice(1, None) if multimask else slice(0, 1)
-        chunks = _chunks(given)
-        masks, scores, logits = (
-            np.concatenate(x) for x in zip(*(self._decode(c, views, use_vlk, kinds) for c in chunks), strict=True)
-        )
+        given = self.check_prompts(points, labels, box, mask)
+        knowledge = self.knowledge() if use_vlk else None
+        candidates = slice(1, None) if multimask else slice(0, 1)
+        starts = range(0, len(next(iter(given.values()))), CHUNK)
+        chunks = [{k: v[i : i + CHUNK] for k, v in given.items()} for i in starts]
+        found = zip(*(self.decode(chunk, knowledge, candidates) for chunk in chunks), strict=True)
+        masks, scores, logits = (np.concatenate(parts) for parts in found)
         return Prediction(*(x if multimask else x[:, 0] for x in (masks, scores, logits)))
+
+    def decode(self, given: dict[str, np.ndarray], knowledge: Tensor | None, candidates: slice) -> tuple[np.ndarray, ...]:
+        """Masks (I, K, H, W), scores (I, K) and logits (I, K, 4h, 4w) for checked prompts of I objects in image pixels.
+
+        Args:
+            given: "points" and "labels", "boxes" or "masks"; knowledge: (1, ...); candidates: which K of the four masks.
+        """
+        view = self._ready()
+        logits, scores = self.segment(view, given, knowledge, candidates)
+        masks = np.stack([enlarge_masks(x, view.square) for x in logits])
+        return masks, scores.cpu().numpy(), logits.cpu().numpy()
+
+    def segment(self, view: View, given: dict, knowledge: Tensor | None, candidates: slice) -> tuple[Tensor, Tensor]:
+        """Logits (I, K, 4h, 4w) and scores (I, K) of the objects in one view; arguments as in `decode`."""
+        prompts = prompts_on(view.square, given, self.model.device)
+        logits, scores = self.model.segment(view.features, prompts, knowledge)
+        return logits[0, :, candidates], scores[0, :, candidates]  # (1, I, 4, ...) -> (I, K, ...)
 
     def describe(self, question: str | None = None, max_new_tokens: int = 96, on_text=None) -> str:
         """Words about the image that was set, see `ULLSAM.describe`; `on_text` is called with the text while it grows."""
-        features = self._ready()[-1].features
+        features = self._ready().features
         with torch.inference_mode():
             tokens = self.model.image_tokens(features)
         return self.model.llm_or_raise().generate(tokens, question, max_new_tokens, on_text)[0]
 
-    def _view(self, image: np.ndarray, side: int) -> View:
-        pixels, (square,) = self.model.preprocess([image], side)
-        with autocast(self.model, self.precision):
-            features = self.model.encode(pixels).float()
-        return View(self.model, square, features, self.precision)
-
-    def _decode(self, given: dict[str, np.ndarray], views: tuple[View, ...], use_vlk: bool, kinds: slice):
-        """Masks (I, kinds, H, W), scores (I, kinds) and logits (I, kinds, 4h, 4w), of each object from the view that suits
-        its width in the middle one."""
-        middle = (len(views) - 1) // 2
-        logits, scores = views[middle].segment(given, use_vlk, kinds)
-        width = widths(logits[:, 0])
-        choice = np.clip(middle + (width <= NARROW) - (width > WIDE), 0, len(views) - 1)
-        drawn = list(zip(logits, scores, strict=True))
-        for n in set(choice) - {middle}:
-            which = np.flatnonzero(choice == n)
-            again = views[n].segment({k: v[which] for k, v in given.items()}, use_vlk, kinds)
-            for i, *result in zip(which, *again, strict=True):
-                drawn[i] = result
-        finished = (self._finish(views[n], *x) for n, x in zip(choice, drawn, strict=True))
-        return tuple(np.stack(x) for x in zip(*finished, strict=True))
-
-    def _finish(self, view: View, logits: Tensor, scores: Tensor) -> tuple[np.ndarray, ...]:
-        """Masks (kinds, H, W), scores (kinds,) and logits (kinds, 4h, 4w) on the whole canvas of one object."""
-        return enlarge_masks(logits, view.square), scores.cpu().numpy(), self._on_canvas(logits)
-
-    def _on_canvas(self, logits: Tensor) -> np.ndarray:
-        """Logits (kinds, n, n) of any view at the resolution of the whole canvas."""
-        side = 4 * self.model.config.sam.grid
-        if logits.shape[-1] != side:
-            logits = F.interpolate(logits[None], (side, side), mode="bilinear", align_corners=False)[0]
-        return logits.cpu().numpy()
-
-    def _ready(self) -> tuple[View, ...]:
-        if not self._views:
-            raise InputError("No image is set; call set_image(array) first.")
-        return self._views
-
-    def _given(self, points, labels, box, mask) -> dict[str, np.ndarray]:
-        """The prompts checked, each with I as its first axis, in image pixels."""
+    def check_prompts(self, points, labels, box, mask) -> dict[str, np.ndarray]:
+        """The prompts of `predict` in image pixels, each with I as its first axis; what is wrong is said in one sentence."""
         if all(x is None for x in (points, labels, box, mask)):
             raise InputError("There is no prompt; give points with labels, a box, or a mask.")
         if (points is None) != (labels is None):
@@ -210,10 +161,13 @@ class Predictor:
             raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
         return given
 
+    def _autocast(self):
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-def _chunks(given: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    starts = range(0, len(next(iter(given.values()))), CHUNK)
-    return [{k: v[i : i + CHUNK] for k, v in given.items()} for i in starts]
+    def _ready(self) -> View:
+        if self.view is None:
+            raise InputError("No image is set; call set_image(array) first.")
+        return self.view
 
 
 def _numbers(values, name: str, last: int) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Semantic Boundary Regularization (SBR): from an instance mask to the points that stage 3 trains with.
 
-Positive points come from the eroded inside of the instance (Eq. 3), negative points from a thin ring around
-it (Eq. 4), each with fallbacks for small, huge or missing objects. The paper states its distances on an image
-of 1024 px. They are scaled here by s = max(H, W) / 1024, with rules that keep them meaningful on small images
-and change nothing at 1024 px:
+Positive points come from the eroded inside of the instance, negative points from a thin ring around it, each with
+fallbacks for small, huge or missing objects. The paper states its distances on an image of 1024 px. They are scaled here
+by s = max(H, W) / 1024, with rules that keep them meaningful on small images and change nothing at 1024 px:
 
 - erosion and dilation take round(10 s) steps of the cross element, at least one (2 at 256 px, where s = 1/4);
 - the ring [9 s, 11 s] keeps its middle, is never thinner than one pixel, and its middle is never nearer than
@@ -11,6 +10,8 @@ and change nothing at 1024 px:
 
 Pixels outside the image count as background: an object at the image border is eroded from there too.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -21,6 +22,36 @@ import numpy as np
 from ullsam.errors import InputError
 
 DISTANCE_TOLERANCE = 1e-4  # pixels; distances are roots of integers, near ones lie over 0.01 apart
+
+
+def positive_points(near: Neighbourhood, rng: np.random.Generator, count: int) -> tuple[np.ndarray, str]:
+    """N_p = `count` points inside the instance M, (count, 2) as (x, y), and the name of the case. Source: paper, Eq. 3."""
+    inside = np.flatnonzero(near.core())  # E = M after 10 erosions
+    if len(inside) >= count:  # (3.1) {p_i} ~ U(E), if |E| >= N_p
+        return near.points(rng.choice(inside, count, replace=False)), "core"
+    if len(inside):  # (3.2) {p_(i mod |E|)}, p in E, else if |E| > 0
+        return near.points(inside[np.arange(count) % len(inside)]), "core_repeated"
+    if not near.empty:  # (3.3) {c_M, .., c_M}, the centroid, else if |M| > 0
+        return near.centroid().repeat(count, axis=0), "centroid"
+    height, width = near.shape  # (3.4) {(W/2, H/2), .., (W/2, H/2)}, otherwise
+    return np.repeat([[width // 2, height // 2]], count, axis=0), "image_center"
+
+
+def negative_points(near: Neighbourhood, rng: np.random.Generator, count: int) -> tuple[np.ndarray, str]:
+    """N_n = `count` points outside the instance M, (count, 2), and the name of the case. Source: paper, Eq. 4."""
+    ring = np.flatnonzero(near.ring())  # B = {p | 9 <= d(p, boundary of M) <= 11, p not in M}
+    if len(ring) >= count:  # (4.1) {p_i} ~ U(B), if |B| >= N_n
+        return near.points(rng.choice(ring, count, replace=False)), "ring"
+    outside = np.flatnonzero(near.outside())  # O = {p | p not in D(M), p not in M}
+    if len(outside) >= count:  # (4.2) {p_i} ~ U(O), else if |O| >= N_n
+        return near.points(rng.choice(outside, count, replace=False), whole=True), "outside"
+    anywhere = np.flatnonzero(near.labels != near.instance)  # Omega without M
+    if not len(anywhere):
+        raise InputError(
+            f"Instance {near.instance} fills the whole image, so no negative point exists; "
+            "ask for n_neg=0 or use a larger crop."
+        )
+    return near.points(rng.choice(anywhere, count), whole=True), "anywhere"  # (4.3) {p_i} ~ U(Omega without M), otherwise
 
 
 @dataclass(frozen=True)
@@ -62,17 +93,17 @@ class SbrPoints:
 
     points: np.ndarray  # float32 (P, 2), (x, y) of pixel centres: the pixel is array[y, x]
     labels: np.ndarray  # int64 (P,), 1 inside, 0 outside
-    positive_branch: str  # case of Eq. 3: "core", "core_repeated", "centroid" or "image_center"
-    negative_branch: str  # case of Eq. 4: "ring", "outside" or "anywhere"
+    positive_branch: str  # which case: "core", "core_repeated", "centroid" or "image_center"
+    negative_branch: str  # which case: "ring", "outside" or "anywhere"
 
 
 @dataclass(frozen=True)
 class SbrRegions:
     """The candidate pixels of one instance, bool (H, W) each."""
 
-    core: np.ndarray  # E of Eq. 3
-    ring: np.ndarray  # B of Eq. 4
-    outside: np.ndarray  # O of Eq. 4
+    core: np.ndarray  # E, eroded inside
+    ring: np.ndarray  # B, beside the boundary
+    outside: np.ndarray  # O, beyond the dilation
 
 
 def sample_points(
@@ -102,14 +133,14 @@ def sample_points(
         SbrPoints with n_pos + n_neg points.
     Raises:
         InputError: if `labels` is no label map, or if n_neg > 0 and the instance fills the image.
-    Source: section 3.2.2, Eq. 3 and Eq. 4.
+    Source: paper, section 3.2.2.
     """
     _check(labels, instance)
     if min(n_pos, n_neg) < 0:
         raise InputError(f"n_pos={n_pos} and n_neg={n_neg} cannot be negative; give 0 or more.")
-    near = _Neighbourhood(labels, instance, config, bounds)
-    positives, positive_branch = _positives(near, rng, n_pos)
-    negatives, negative_branch = _negatives(near, rng, n_neg)
+    near = Neighbourhood(labels, instance, config, bounds)
+    positives, positive_branch = positive_points(near, rng, n_pos)
+    negatives, negative_branch = negative_points(near, rng, n_neg)
     points = np.concatenate([positives, negatives]).astype(np.float32)  # (n_pos + n_neg, 2)
     point_labels = np.repeat(np.array([1, 0], dtype=np.int64), [n_pos, n_neg])
     return SbrPoints(points, point_labels, positive_branch, negative_branch)
@@ -126,10 +157,10 @@ def sbr_regions(labels: np.ndarray, config: SbrConfig = SbrConfig(), instance: i
         SbrRegions with bool (H, W) arrays core, ring and outside.
     Raises:
         InputError: if `labels` is no label map.
-    Source: section 3.2.2, the sets E, B and O of Eq. 3 and Eq. 4.
+    Source: paper, section 3.2.2, the sets E, B and O.
     """
     _check(labels, instance)
-    near = _Neighbourhood(labels, instance, config)
+    near = Neighbourhood(labels, instance, config)
     return SbrRegions(near.whole(near.core()), near.whole(near.ring()), near.outside())
 
 
@@ -204,7 +235,7 @@ def instance_ids(labels: np.ndarray) -> np.ndarray:
     return ids[ids != 0]
 
 
-class _Neighbourhood:
+class Neighbourhood:
     """The pixels around one instance, cut out so that the transforms cost little on a large image."""
 
     def __init__(self, labels: np.ndarray, instance: int, config: SbrConfig, bounds=None):
@@ -221,7 +252,10 @@ class _Neighbourhood:
         self.empty = not self.mask.any()
 
     def core(self) -> np.ndarray:
-        """Cut-out of the eroded instance; n steps of the cross remove pixels up to n city blocks deep."""
+        """Cut-out of the instance after n erosions: n steps of the cross remove pixels up to n city blocks deep.
+
+        The same as cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), iterations=n), in one pass.
+        """
         padded = cv2.copyMakeBorder(self.mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
         return cv2.distanceTransform(padded, cv2.DIST_L1, cv2.DIST_MASK_3)[1:-1, 1:-1] > self.erosion
 
@@ -235,7 +269,7 @@ class _Neighbourhood:
         return near_enough & far_enough & self.allowed(self.labels[self.window])
 
     def outside(self) -> np.ndarray:
-        """Whole image (H, W): neither in the instance nor in its dilation."""
+        """Whole image (H, W): neither in the instance nor in its dilation (cv2.dilate with the same cross)."""
         if self.empty:
             return self.allowed(self.labels)
         city_blocks = cv2.distanceTransform(1 - self.mask, cv2.DIST_L1, cv2.DIST_MASK_3)
@@ -256,45 +290,10 @@ class _Neighbourhood:
         rows, columns = np.nonzero(self.mask)
         return np.floor([[columns.mean() + self.x0 + 0.5, rows.mean() + self.y0 + 0.5]])  # (1, 2)
 
-
-def _positives(near: _Neighbourhood, rng: np.random.Generator, count: int) -> tuple[np.ndarray, str]:
-    """Eq. 3: (count, 2) points and the name of the case."""
-    core = near.core()
-    candidates = np.flatnonzero(core)
-    if len(candidates) >= count:
-        chosen = rng.choice(candidates, count, replace=False)
-        return _points(chosen, core.shape[1], near.x0, near.y0), "core"
-    if len(candidates):
-        chosen = candidates[np.arange(count) % len(candidates)]
-        return _points(chosen, core.shape[1], near.x0, near.y0), "core_repeated"
-    if not near.empty:
-        return near.centroid().repeat(count, axis=0), "centroid"
-    height, width = near.shape
-    return np.repeat([[width // 2, height // 2]], count, axis=0), "image_center"
-
-
-def _negatives(near: _Neighbourhood, rng: np.random.Generator, count: int) -> tuple[np.ndarray, str]:
-    """Eq. 4: (count, 2) points and the name of the case."""
-    ring = near.ring()
-    candidates = np.flatnonzero(ring)
-    if len(candidates) >= count:
-        return _points(rng.choice(candidates, count, replace=False), ring.shape[1], near.x0, near.y0), "ring"
-    width = near.shape[1]
-    candidates = np.flatnonzero(near.outside())
-    if len(candidates) >= count:
-        return _points(rng.choice(candidates, count, replace=False), width), "outside"
-    candidates = np.flatnonzero(near.labels != near.instance)
-    if not len(candidates):
-        raise InputError(
-            f"Instance {near.instance} fills the whole image, so no negative point exists; "
-            "ask for n_neg=0 or use a larger crop."
-        )
-    return _points(rng.choice(candidates, count), width), "anywhere"
-
-
-def _points(flat: np.ndarray, width: int, x0: int = 0, y0: int = 0) -> np.ndarray:
-    """Flat pixel numbers (P,) of an array of `width` columns -> (P, 2) points, moved by (x0, y0)."""
-    return np.stack([flat % width + x0, flat // width + y0], axis=1)
+    def points(self, flat: np.ndarray, whole: bool = False) -> np.ndarray:
+        """Flat pixel numbers (P,) of the cut-out, or of the whole image, as points (P, 2) of the image."""
+        width, x0, y0 = (self.shape[1], 0, 0) if whole else (self.mask.shape[1], self.x0, self.y0)
+        return np.stack([flat % width + x0, flat // width + y0], axis=1)
 
 
 def _check(labels: np.ndarray, instance: int) -> None:

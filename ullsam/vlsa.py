@@ -48,7 +48,10 @@ def norm_mlp(inputs: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn
 
 
 class VisionProjection(nn.Module):
-    """M_proj: features (B, C, h, w) -> image tokens (B, N, D) of the LLM, N = h*w*ratio^2. Source: paper, Eq. 1."""
+    """M_proj x pix(H_v, 0.5): features (B, C, h, w) -> image tokens (B, N, D) of the LLM, N = h*w*ratio^2.
+
+    Source: paper, section 3.2.1.
+    """
 
     def __init__(self, sam_dim: int, llm_dim: int, ratio: float = 0.5):
         super().__init__()
@@ -89,9 +92,23 @@ class VLSA(nn.Module):
             sparse: (I, P, C) prompt tokens of points and boxes; dense: (I, C, h, w), SAM's no-mask embedding.
 
         Returns:
-            sparse (I, any, C) and dense (I, C, h, w); here the dense prompt is replaced by the knowledge (Eq. 2).
+            sparse (I, any, C) and dense (I, C, h, w); here the dense prompt is replaced by the knowledge.
         """
         return sparse, knowledge
+
+
+def inject_knowledge(vlsa: VLSA, knowledge: Tensor | None, sparse: Tensor, no_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompts that the mask decoder sees, with knowledge or without.
+
+    Args:
+        vlsa: the module; knowledge: what its `forward` made of the image, alpha x VLSA(H_hid) + beta for "paper".
+        sparse: (I, P, C) prompt tokens; no_mask: (I, C, h, w), SAM's own dense prompt, the no-mask embedding.
+
+    Source: paper, Eq. 2.
+    """
+    if knowledge is None:
+        return sparse, no_mask  # Dense_embed = no_mask_embeddings (baseline: SAM, uSAM)
+    return vlsa.inject(knowledge, sparse, no_mask)  # Dense_embed = alpha x VLSA(H_hid) + beta (uLLSAM)
 
 
 _BUILT_IN: dict[str, type[VLSA]] = {}
@@ -137,7 +154,7 @@ def _built_in(name: str):
 class PaperVLSA(VLSA):
     """The paper's module: MLP, inverse pixel shuffle, channel norm, then alpha * x + beta replaces the dense prompt.
 
-    Source: paper, Eq. 2 and Table 1 (`learned_scale_shift`, `dropout`); the order of steps is the official code's.
+    Source: paper, section 3.2.1 and Table 1 (`learned_scale_shift`, `dropout`); the order of steps is the official code's.
     """
 
     def __init__(self, shape: VlsaShape, learned_scale_shift: bool = True, dropout: float = 0.0):
@@ -192,64 +209,3 @@ def to_grid(tokens: Tensor) -> Tensor:
     if side * side != tokens.shape[1]:
         raise InputError(f"{tokens.shape[1]} image tokens do not form a square grid; pass all tokens of one image.")
     return tokens.unflatten(1, (side, side))
-
-
-def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
-    """Tries a variant on random input and names the first mistake: shapes, finite values, gradients.
-
-    Returns:
-        {"variant", "parameters", "knowledge": shape for one image, "sparse": shape for 5 prompts}.
-
-    Raises:
-        InputError: what is wrong with the variant and what it should return.
-    """
-    shape = shape or VlsaShape(llm_dim=48, sam_dim=32, grid=(8, 8), ratio=0.5)
-    module = build_vlsa(name, shape, **options)
-    tokens = round(shape.grid[0] * shape.grid[1] * shape.ratio**2)
-    hidden = torch.randn(2, tokens, shape.llm_dim, generator=torch.Generator().manual_seed(0))
-    knowledge = _attempt("forward", module, hidden)
-    _expect(isinstance(knowledge, Tensor), f"forward returns a {type(knowledge).__name__}, it must return a tensor")
-    _expect(len(knowledge) == 2, f"forward turns 2 images into {len(knowledge)} entries; keep the batch axis first")
-    for count in (1, 5):
-        outputs = _check_inject(module, knowledge[:1], count, shape)
-    total = sum(x.sum() for x in outputs)
-    if total.requires_grad:
-        total.backward()
-    idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
-    _expect(not idle, f"no gradient reaches {', '.join(idle)}; use every parameter in forward or inject")
-    parameters = sum(p.numel() for p in module.parameters())
-    return {
-        "variant": name,
-        "parameters": parameters,
-        "knowledge": tuple(knowledge.shape[1:]),
-        "sparse": tuple(outputs[0].shape),
-    }
-
-
-def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape) -> tuple[Tensor, Tensor]:
-    h, w = shape.grid
-    sparse, dense = torch.randn(count, 3, shape.sam_dim), torch.randn(count, shape.sam_dim, h, w)
-    result = _attempt("inject", module.inject, knowledge.expand(count, *knowledge.shape[1:]), sparse, dense)
-    _expect(isinstance(result, tuple) and len(result) == 2, "inject must return two tensors: sparse, dense")
-    new_sparse, new_dense = result
-    right = new_sparse.ndim == 3 and new_sparse.shape[::2] == sparse.shape[::2]
-    found, wanted = tuple(new_sparse.shape), f"({count}, any, {shape.sam_dim})"
-    _expect(right, f"for {count} prompts inject returns sparse {found}, expected {wanted}")
-    found, wanted = tuple(new_dense.shape), tuple(dense.shape)
-    _expect(found == wanted, f"for {count} prompts inject returns dense {found}, expected {wanted}")
-    finite = bool(torch.isfinite(new_sparse).all() and torch.isfinite(new_dense).all())
-    _expect(finite, "the output has NaN or infinite values; look for divisions and logarithms")
-    return result
-
-
-def _attempt(name: str, method: Callable, *tensors: Tensor):
-    try:
-        return method(*tensors)
-    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise InputError(f"VLSA check: {name} fails on tensors of shapes {shapes}: {error}.") from error
-
-
-def _expect(condition: bool, mistake: str) -> None:
-    if not condition:
-        raise InputError(f"VLSA check: {mistake}.")

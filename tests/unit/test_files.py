@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ullsam import InputError
-from ullsam.checkpoints.hub import local_folder
-from ullsam.files import assign, cast, read_json, read_safetensors, read_torch, whole, write_safetensors
+from ullsam.files import assign, cast, local_folder, read_json, read_safetensors, read_torch, whole, write_safetensors
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4), "c.weight": torch.zeros(2, 2)}
 

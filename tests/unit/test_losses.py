@@ -4,17 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ullsam.losses import (
-    WORD_PLACES,
-    bce_loss,
-    dense_loss,
-    dense_targets,
-    dice_loss,
-    mask_losses,
-    true_iou,
-    word_loss,
-    word_targets,
-)
+from ullsam.losses import bce_loss, dice_loss, mask_losses, true_iou
 
 TRUTH = torch.tensor([[[1.0, 1], [0, 0]], [[1.0, 0], [0, 0]]])
 
@@ -26,17 +16,10 @@ def test_dice_loss_by_hand():
     assert dice_loss(-100 * (2 * TRUTH - 1), TRUTH, smooth=0).min().item() == pytest.approx(1)
 
 
-def test_plain_bce_is_the_mean_and_balanced_bce_weighs_both_sides():
+def test_bce_is_the_mean_over_pixels():
     logits = torch.randn(2, 2, 2)
     each = F.binary_cross_entropy_with_logits(logits, TRUTH, reduction="none")
-    assert bce_loss(logits, TRUTH)[1].item() == pytest.approx(each[1].mean().item())
-    inside, outside = each[1][TRUTH[1] == 1].mean(), each[1][TRUTH[1] == 0].mean()
-    assert bce_loss(logits, TRUTH, balance=True)[1].item() == pytest.approx(((inside + outside) / 2).item())
-
-
-def test_balanced_bce_survives_masks_of_one_kind():
-    for truth in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
-        assert torch.isfinite(bce_loss(torch.randn(1, 4, 4), truth, balance=True)).all()
+    assert bce_loss(logits, TRUTH).tolist() == pytest.approx(each.mean((1, 2)).tolist())
 
 
 def test_true_iou_by_hand():
@@ -47,41 +30,15 @@ def test_true_iou_by_hand():
 def test_filling_masks_do_not_count():
     logits, iou = torch.randn(2, 4, 4), torch.rand(2)
     truth = (torch.rand(2, 8, 8) > 0.5).float()
-    both = mask_losses(logits, iou, truth, torch.tensor([1.0, 0.0]), True)
-    one = mask_losses(logits[:1], iou[:1], truth[:1], torch.ones(1), True)
+    both = mask_losses(logits, truth, torch.tensor([1.0, 0.0]), iou=iou)
+    one = mask_losses(logits[:1], truth[:1], torch.ones(1), iou=iou[:1])
     assert all(both[k].item() == pytest.approx(one[k].item()) for k in one)
-    none = mask_losses(logits, iou, truth, torch.zeros(2), True)
+    none = mask_losses(logits, truth, torch.zeros(2), iou=iou)
     assert all(v.item() == 0 for v in none.values())
 
 
-def test_dense_targets_by_hand():
-    labels = torch.zeros(1, 16, 20, dtype=torch.int32)
-    labels[0, :, 8:12], labels[0, :, 12:] = 3, 5  # columns 2, then 3 and 4 of the grid of stride 4
-    maps, offsets = dense_targets(labels)
-    assert maps[0, 0].tolist() == [[0, 0, 1, 1, 1]] * 4
-    assert maps[0, 1].tolist() == [[0, 1, 1, 1, 0]] * 4
-    right, down = offsets[0]  # objects of 4 and 8 places, centres at columns 2 and 3.5, both at row 1.5
-    assert right[0].tolist() == pytest.approx([0, 0, 0, 0.5 / 8**0.5, -0.5 / 8**0.5])
-    assert down[:, 2].tolist() == pytest.approx([0.75, 0.25, -0.25, -0.75]) and down[:, 0].eq(0).all()
-
-
-def test_dense_loss_is_least_for_the_truth():
-    labels = torch.randint(0, 4, (2, 8, 8)).repeat_interleave(4, 1).repeat_interleave(4, 2)  # (2, 32, 32)
-    maps, offsets = dense_targets(labels)
-    perfect = torch.cat([40 * (maps - 0.5), offsets], dim=1)
-    assert dense_loss(perfect, labels).item() == pytest.approx(0, abs=1e-6)
-    assert dense_loss(torch.zeros(2, 4, 8, 8), labels) > 0.5
-
-
-def test_words_count_once_and_their_order_does_not():
-    targets = word_targets(["Nuclei and nuclei, and cells.", "cells: and NUCLEI", "", "axons"])
-    assert torch.equal(targets[0], targets[1]) and targets[0].max().item() == pytest.approx(1 / 3)
-    assert targets.sum(1).tolist() == pytest.approx([1, 1, 0, 1]) and not torch.equal(targets[0], targets[3])
-
-
-def test_word_loss_by_hand():
-    captions = ["nuclei and cells", "axons"]
-    even = word_loss(torch.zeros(2, WORD_PLACES), captions).item()
-    assert even == pytest.approx(torch.log(torch.tensor(float(WORD_PLACES))).item())
-    right = word_loss(50 * (word_targets(captions) > 0).float(), captions).item()
-    assert right == pytest.approx(torch.log(torch.tensor(3.0)).item() / 2, abs=1e-4)  # three words share the first
+def test_the_quality_head_is_compared_with_the_true_iou():
+    logits = torch.tensor([[[1.0, -1], [1, -1]]])
+    found = mask_losses(logits, TRUTH[:1], torch.ones(1), iou=torch.tensor([0.5]))
+    assert found["iou"].item() == pytest.approx((0.5 - 1 / 3) ** 2) and found["dice_score"].item() == pytest.approx(0.5)
+    assert "iou" not in mask_losses(logits, TRUTH[:1], torch.ones(1))

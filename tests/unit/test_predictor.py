@@ -1,13 +1,10 @@
 """The predictor: images as people have them, prompts in their pixels, masks on their grid, sentences for mistakes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from ullsam import ULLSAM, InputError, Predictor, preset
-from ullsam.predictor import widths
+from ullsam import ULLSAM, InputError, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_knowledge_changes_the_mask_and_can_be_left_out(ready):
 def test_point_lands_on_its_pixel_in_a_padded_image(model):
     predictor = Predictor(model)
     predictor.set_image(np.zeros((32, 64), np.uint8))
-    square = predictor._views[-1].square
+    square = predictor.view.square
     assert square.scale == 1 and np.array_equal(square.points_in(np.array([[3.0, 4]], np.float32)), [[3, 4]])
 
 
@@ -135,63 +132,4 @@ def test_bad_images_get_a_sentence_and_keep_the_old_state(ready, image):
 
 
 def test_results_need_no_gradient(ready):
-    assert not torch.is_grad_enabled() or not ready._views[-1].features.embedding.requires_grad
-
-
-@pytest.fixture
-def scaled(monkeypatch):
-    """Predictors with views of the given scales of 128 px, whose masks are as wide as the first point's x says."""
-    seen = []
-
-    def segment(features, prompts, knowledge):
-        side = 4 * features.embedding.shape[-1]
-        seen.append((side, prompts.labels.shape[1]))
-        logits = torch.full((1, prompts.labels.shape[1], 4, side, side), -1.0)
-        for i, x in enumerate(prompts.points[0, :, 0, 0]):
-            logits[0, i, :, 0, : round(float(x) / 4) + 1] = side  # 4 pixels of the view for each place
-        return logits, torch.zeros(logits.shape[:3])
-
-    def build(*scales):
-        predictor = Predictor(ULLSAM.from_preset("debug", sam=replace(preset("debug").sam, image_size=128, scales=scales)))
-        predictor.set_image(np.zeros((128, 128), np.uint8))
-        monkeypatch.setattr(predictor.model, "segment", segment)
-        return predictor
-
-    return build, seen
-
-
-POINTS = np.array([[[50.0, 5]], [[5.0, 5]], [[120.0, 5]]])  # x at 39, 4 and 94 % of the image
-
-
-@pytest.mark.parametrize(
-    ("scales", "drawn", "last"),
-    [
-        ((1.0,), [(32, 3)], [32, 32, 32]),
-        ((1.0, 0.5), [(16, 3), (32, 1)], [16, 32, 16]),  # the second object is narrow in the first view that is looked at
-        ((1.0, 0.5, 0.25), [(16, 3), (8, 1), (32, 1)], [16, 32, 8]),  # and the third one wide
-    ],
-)
-def test_the_width_chooses_the_view(scaled, scales, drawn, last):
-    build, seen = scaled
-    predictor = build(*scales)
-    found = predictor.predict(POINTS, np.ones((3, 1)))
-    assert seen[:1] == drawn[:1] and sorted(seen) == sorted(drawn)
-    assert found.masks.shape == (3, 128, 128) and found.logits.shape == (3, 32, 32)
-    np.testing.assert_allclose(found.masks[:, 0].sum(-1) / 128, POINTS[:, 0, 0] / 128, atol=0.13)  # a place of eight
-    assert [float(x) for x in found.logits.max((1, 2))] == last
-    several = predictor.predict(POINTS, np.ones((3, 1)), multimask=True)
-    assert several.masks.shape == (3, 3, 128, 128) and np.array_equal(several.masks[:, 0], found.masks)
-
-
-def test_a_mask_prompt_is_read_on_the_whole_canvas(scaled):
-    build, seen = scaled
-    build(1.0, 0.5, 0.25).predict([[100, 5]], [1], mask=np.zeros((32, 32)))
-    assert seen == [(32, 1)]
-
-
-def test_widths_by_hand():
-    logits = torch.full((4, 10, 10), -1.0)
-    logits[0, 2:5, 3] = 1
-    logits[1, 7, 1:10] = 1
-    logits[2, 0, 0] = logits[2, 9, 9] = 1
-    np.testing.assert_allclose(widths(logits), [0.3, 0.9, 1.0, 0.0])
+    assert not torch.is_grad_enabled() or not ready.view.features.embedding.requires_grad

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit, preset
+from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
 from ullsam.config import PAPER_TRAINING
-from ullsam.objectives import SegmentationObjective, feature_spread
-from ullsam.sam import normalise
-from ullsam.train import Batches, build_optimizer, first_sentences, learning_rate, move_outside, select_trained
+from ullsam.data.batches import Batches
+from ullsam.objectives import SegmentationObjective
+from ullsam.train import build_optimizer, learning_rate, select_trained
 
 SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
 
@@ -63,71 +63,8 @@ def test_one_encoder_pass_per_step(monkeypatch):
     assert len(calls) == 1
 
 
-def test_captions_can_be_kept_in_stage_three(tmp_path):
-    config = replace(SMALL, caption_weight=0.5)
-    batch = Batches(mixture(), config, 64, 16, 1)[0]
-    model = ULLSAM.from_preset("debug")
-    losses = SegmentationObjective(model, config)(batch)
-    features = model.encode(normalise(batch["image"], "sam", batch["valid_mask"]))
-    expected = model.llm.caption_loss(model.image_tokens(features), batch["caption"])
-    torch.testing.assert_close(losses["caption"], expected)
-    parts = losses["bce"] + losses["dice"] + 0.5 * losses["caption"]
-    torch.testing.assert_close(losses["loss"], parts)
-    plain = SegmentationObjective(model, SMALL)(batch)  # the same masks, whether captions follow the image or not
-    torch.testing.assert_close(plain["bce"], losses["bce"])
-
-
-@pytest.mark.parametrize("stage, dense", [(0, 1.0), (3, 1.0), (3, 0.0)])
-def test_words_can_be_learned_beside_the_masks(stage, dense):
-    config = replace(SMALL, stage=stage, word_weight=0.5, dense_weight=dense, sentences=1)
-    batch = Batches(mixture(), config, 64, 16, 1)[0]
-    assert all(text.count(".") == 1 for text in batch["caption"])
-    model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
-    losses = STAGES[stage].objective(model, config)(batch)
-    rest = sum(losses.get(name, 0) for name in ("bce", "dice")) + dense * losses["dense"]
-    torch.testing.assert_close(losses["loss"], rest + 0.5 * losses["words"])
-    losses["words"].backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.sam.image_encoder.parameters())
-
-
-def test_masks_can_be_learned_without_finer_maps_too():
-    sam = replace(preset("debug").sam, stem=(8, 16, 24), use_rel_pos=False)
-    model, batch = ULLSAM.from_preset("debug", sam=sam), Batches(mixture(), SMALL, 64, 16, 1)[0]
-    plain, both = (SegmentationObjective(model, replace(SMALL, coarse_weight=w))(batch) for w in (0.0, 0.5))
-    features = model.encode(normalise(batch["image"], "sam", batch["valid_mask"]))._replace(skips=())
-    coarse = SegmentationObjective(model, SMALL)._masks(features, model.knowledge(features), batch)
-    torch.testing.assert_close(both["coarse"], coarse["dice_score"])
-    torch.testing.assert_close(both["loss"], plain["loss"] + 0.5 * (coarse["bce"] + coarse["dice"]))
-    (both["loss"] - plain["loss"]).backward()
-    assert all(p.grad.abs().sum() > 0 for p in model.vlsa.parameters())  # what knowledge is added to has to matter
-
-
-def test_states_that_are_the_same_everywhere_can_be_penalised():
-    model, batch = ULLSAM.from_preset("debug", llm=None, vlsa="none"), Batches(mixture(), SMALL, 64, 16, 1)[0]
-    plain, held = (SegmentationObjective(model, replace(SMALL, spread_weight=w))(batch) for w in (0.0, 0.5))
-    torch.testing.assert_close(held["loss"], plain["loss"] + 0.5 * (1 - held["spread"]))
-    flat, varied = torch.ones(2, 3, 4, 4), torch.randn(2, 3, 64, 64)
-    assert feature_spread(flat) == 0 and feature_spread(varied) > 0.99
-    torch.testing.assert_close(feature_spread(varied + 1), torch.tensor(0.5), atol=0.02, rtol=0)
-
-
-def test_training_learns(tmp_path):
-    """A small SAM with a convolutional stem learns one image's objects by heart."""
-    config = replace(SMALL, steps=80, lr=3e-3, warmup=5, balance=True)
-    sam = replace(preset("debug").sam, stem=(8, 16, 24), use_rel_pos=False, position_scale=3.0)
-    model = ULLSAM.from_preset("debug", sam=sam, llm=None, vlsa="none")
-
-    class Same(Mixture):
-        def draw(self, rng):
-            return super().draw(np.random.default_rng(0))
-
-    logs = fit(model, config, Same([], ["fluorescence_nuclei"], 1.0, synthetic_size=64), tmp_path, progress=False)
-    first, last = (np.mean([x["bce"] for x in part]) for part in (logs[:5], logs[-10:]))
-    assert last < 0.8 * first
-
-
 def test_batches_are_a_pure_function_of_seed_and_index():
-    config = replace(SMALL, view=32, prompts=((1, 3), (2, 0)), box_share=0.3)
+    config = replace(SMALL, view=32, prompts=((1, 3), (2, 0)))
     a, b = (Batches(mixture(), config, 64, 16, 9) for _ in range(2))
     for i in (7, 2, 7):
         x, y = a[i], b[i]
@@ -148,22 +85,6 @@ def test_prompts_of_a_batch_fit_their_objects():
             assert inside[1:] == [False] * 3  # the positive may be a centroid outside a concave object
 
 
-def test_outside_points_can_lie_anywhere_outside():
-    labels = np.zeros((32, 32), np.int32)
-    labels[:16], labels[16:20, :4] = 1, 2
-    points, kinds = np.zeros((2, 60, 2), np.float32), np.zeros((2, 60))
-    kinds[:, 0] = 1
-    move_outside(points, kinds, labels, np.array([1, 2]), np.random.default_rng(0), 0.5)
-    moved = points.any(2)
-    assert not moved[:, 0].any() and 15 < moved[0].sum() < 45
-    for i in (0, 1):
-        x, y = points[i, moved[i]].astype(int).T
-        assert (labels[y, x] != i + 1).all() and np.ptp(x) > 20
-    before = points.copy()
-    move_outside(points, kinds, labels, np.array([1, 2]), np.random.default_rng(0), 0.0)
-    assert np.array_equal(points, before)
-
-
 def test_schedule_counts_optimiser_steps():
     config = TrainConfig(steps=100, warmup=10, final_lr=0.1)
     rates = [learning_rate(s, config) for s in range(100)]
@@ -176,7 +97,7 @@ def test_the_papers_settings():
     assert [PAPER_TRAINING[i].lr for i in (1, 2, 3)] == [1e-4, 1e-6, 1e-3]
     third = PAPER_TRAINING[3]
     assert third.instances == 4 and third.prompts == ((1, 3),) and third.batch_size * third.accumulate == 8
-    assert third.caption_weight == third.dense_weight == third.iou_weight == 0 and not third.balance
+    assert set(STAGES) == {1, 2, 3} and all(type(config) is TrainConfig for config in PAPER_TRAINING.values())
 
 
 def test_decay_spares_norms_biases_and_scalars():
@@ -187,17 +108,6 @@ def test_decay_spares_norms_biases_and_scalars():
     for name, parameter in named:
         matrix = parameter.ndim > 1 and "embed" not in name
         assert (id(parameter) in decayed) == matrix, name
-
-
-def test_transformers_can_learn_more_slowly(tmp_path):
-    model = ULLSAM.from_preset("debug", llm=None, vlsa="none")
-    before = {k: v.clone() for k, v in model.named_parameters()}
-    fit(model, replace(SMALL, steps=1, warmup=0, slow=0.1, weight_decay=0.0), mixture(), tmp_path, progress=False)
-    moved = {k: (v - before[k]).abs().max().item() for k, v in model.named_parameters()}
-    for name, size in moved.items():  # the first step of Adam is the rate itself
-        slow = "blocks." in name or "transformer." in name
-        assert size <= 1.01 * SMALL.lr * (0.1 if slow else 1), name
-    assert max(moved.values()) > 0.9 * SMALL.lr
 
 
 def joined(first, second):
@@ -311,12 +221,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_first_sentences():
-    text = "Nuclei in a 2.5 um section. There are five. They touch."
-    assert first_sentences(text, 0) == first_sentences(text, 3) == first_sentences(text, 9) == text
-    assert first_sentences(text, 1) == "Nuclei in a 2.5 um section." and first_sentences(text, 2).endswith("There are five.")
-
-
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path, monkeypatch):
     config = replace(SMALL, steps=4)
     saved, save = [], torch.save
@@ -333,3 +237,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl"}
     logs = fit(ULLSAM.from_preset("debug"), config, mixture(), tmp_path, progress=False)
     assert saved == [2, 4, 4] and logs[-1]["step"] == 4
+
+
+class Halved(SegmentationObjective):
+    """A student's objective: half of Dice beside BCE."""
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        return losses | {"loss": losses["bce"] + 0.5 * losses["dice"]}
+
+
+def test_an_objective_of_ones_own_takes_the_stages_place(tmp_path):
+    fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path / "plain", progress=False)
+    logs = fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path / "own", progress=False, objective=Halved)
+    assert logs[0]["loss"] == pytest.approx(logs[0]["bce"] + 0.5 * logs[0]["dice"], abs=1e-4)
+    with pytest.raises(InputError, match="run with other objective"):
+        fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path / "own", progress=False)
+    with pytest.raises(InputError, match="no stage 0; choose one of 1, 2, 3"):
+        fit(ULLSAM.from_preset("debug"), replace(SMALL, stage=0), mixture(), tmp_path / "none", progress=False)

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 from ullsam import ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
 from ullsam.cli import main
-from ullsam.train import Batches, _loader
+from ullsam.tiny import TinyTrainConfig
+from ullsam.tiny.objectives import TinyBatches
+from ullsam.train import _loader
 
 STYLES = ["fluorescence_nuclei", "em_mitochondria"]
-BASE = TrainConfig(
-    steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_share=0.5, prompts=((1, 3), (1, 0))
+BASE = TinyTrainConfig(
+    steps=4, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2, box_fraction=0.5, prompts=((1, 3), (1, 0))
 )
 RUNS = {
     "dense": replace(BASE, stage=0),
@@ -75,7 +77,7 @@ def distance(one, two, start):
 
 def test_each_process_sees_other_data():
     config = replace(BASE, accumulate=2)
-    batches = Batches(Mixture([], STYLES, 1.0, synthetic_size=64), config, 64, 16, 4 * 2 * 3)
+    batches = TinyBatches(Mixture([], STYLES, 1.0, synthetic_size=64), config, 64, 16, 4 * 2 * 3)
     teams = [SimpleNamespace(num_processes=3, process_index=i) for i in range(3)]
     seen = [list(_loader(batches, 2, 0, member).sampler) for member in teams]
     assert all(len(part) == 6 for part in seen)
@@ -143,7 +145,7 @@ def test_divided_weights_are_written_as_by_one_process(stage, options, tmp_path)
 
 def test_divided_weights_need_batches_that_use_the_same_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("ullsam.train.wants_shards", lambda: True)
-    with pytest.raises(InputError, match="set box_share to 0 or 1, or leave --use_fsdp out"):
+    with pytest.raises(InputError, match="set box_fraction to 0 or 1, or leave --use_fsdp out"):
         fit(ULLSAM.from_preset("debug"), RUNS["masks"], Mixture([], STYLES, 1.0), tmp_path, progress=False)
 
 

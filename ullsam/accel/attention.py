@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +42,37 @@ class FastBlock(nn.Module):
         count = -(-x[..., 0].numel() * self.mlp.lin1.out_features // MLP_AT_ONCE)
         hidden = (self.mlp.act(quick_linear(self.mlp.lin1, part)) for part in rows.chunk(count, 1))
         return torch.cat([quick_linear(self.mlp.lin2, part) for part in hidden], 1).view(x.shape)
+
+
+class FastAttention(Attention):
+    """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding.
+
+    With `normalise` queries and keys of each head are normalised first, so that no weight can make attention look at one
+    place only. Source: "Scaling vision transformers to 22 billion parameters" (Dehghani et al. 2023).
+    """
+
+    def __init__(self, dim: int, heads: int, use_rel_pos: bool, side: int, normalise: bool = False):
+        super().__init__(dim, heads, True, use_rel_pos, input_size=(side, side))
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // heads) if normalise else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        h, w = x.shape[1:3]
+        side, bias = (window, window) if window else (h, w), self.qkv.bias  # padding is zero, its products are the bias
+        pairs = zip(quick_linear(self.qkv, x).chunk(3, -1), bias.chunk(3), strict=True)  # each (b, h, w, heads*d)
+        q, k, v = (to_windows(y, side, self.num_heads, padding) for y, padding in pairs)  # (b*windows, heads, n, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.use_rel_pos:
+            x = relative_attention(q, k, v, *self._relative_terms(q, *side))
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return quick_linear(self.proj, from_windows(x, side, h, w))  # (b, h, w, heads*d)
+
+    def _relative_terms(self, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """What each query adds for each row (b, heads, h*w, h) and each column (b, heads, h*w, w) of the grid."""
+        grid = q.unflatten(2, (h, w))  # (b, heads, h, w, d)
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h).to(q.dtype))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w).to(q.dtype))
+        return rows.flatten(2, 3), columns.flatten(2, 3)
 
 
 def quick_linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from ullsam.config import RECOMPUTE
 from ullsam.errors import InputError
 
-if TYPE_CHECKING:
-    from ullsam.model import ULLSAM
-
+RECOMPUTE = ("no", "cheap", "all")  # what TrainConfig.recompute may be
 aten = torch.ops.aten
 EXPENSIVE = (  # what costs nearly all of the time and little of the memory
     aten.mm.default,
@@ -44,16 +40,16 @@ def recompute(layers: Iterable[nn.Module], keep_products: bool = True) -> None:
 
 
 @contextmanager
-def less_memory(model: ULLSAM, kind: str) -> Iterator[None]:
-    """Trains inside with less memory: of each layer of the encoder and the language model little is kept.
+def less_memory(layers: list[nn.Module], kind: str) -> Iterator[None]:
+    """Trains inside with less memory: of each of the layers, for example `ULLSAM.layers()`, little is kept.
 
     Args:
+        layers: changed in place while inside.
         kind: "no" keeps everything; "cheap" keeps matrix products and computes again what costs little time; "all" keeps
             nothing but the layers' inputs, which costs one more forward pass.
     """
     if kind not in RECOMPUTE:
         raise InputError(f"recompute is {kind!r}; give one of {', '.join(RECOMPUTE)}.")
-    layers = [*model.sam.image_encoder.blocks, *([] if model.llm is None else model.llm.lm.model.layers)]
     layers = [] if kind == "no" else layers
     recompute(layers, keep_products=kind == "cheap")
     try:

@@ -5,21 +5,21 @@ file's own tensors, so that no second copy is ever made. Names that are missing 
 """
 
 from ullsam.checkpoints.internlm2 import load_internlm2, load_tokenizer
+from ullsam.checkpoints.loading import load, shipped
 from ullsam.checkpoints.official import load_official, save_official
-from ullsam.checkpoints.paper import load_paper, load_saved, load_with_adapters, save_language
+from ullsam.checkpoints.paper import load_paper
 from ullsam.checkpoints.parity import check_parity
 from ullsam.checkpoints.sam import load_sam, read_sam
 
 __all__ = [
     "check_parity",
+    "load",
     "load_internlm2",
     "load_official",
     "load_paper",
     "load_sam",
-    "load_saved",
     "load_tokenizer",
-    "load_with_adapters",
     "read_sam",
-    "save_language",
     "save_official",
+    "shipped",
 ]

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ullsam.checkpoints.hub import local_folder
 from ullsam.errors import InputError
-from ullsam.files import assign, cast, check_names, read_json, read_safetensors
+from ullsam.files import assign, cast, check_names, local_folder, read_json, read_safetensors
+from ullsam.llm import OPENERS, empty_lm
 
 NAMES = {  # Llama -> InternLM2
     "embed_tokens": "tok_embeddings",
@@ -124,15 +124,9 @@ def llama_config(values: dict, source):
     )
 
 
-def empty_lm(config) -> nn.Module:
-    """A causal language model of transformers without memory for its weights; its constants are there."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    rotary = lm.model.rotary_emb
-    lm.model.rotary_emb = type(rotary)(config)  # its frequencies are computed, not stored
-    return lm
+def is_internlm2(values: dict) -> bool:
+    """Whether a config.json is InternLM2's, or InternVL's with InternLM2 inside."""
+    return values.get("model_type") in ("internlm2", "internvl_chat")
 
 
 def load_internlm2(
@@ -165,6 +159,17 @@ def load_internlm2(
     return lm.to(device).eval(), cast(projection.items(), dtype, device)
 
 
+def open_internlm2(name: str | Path, dtype: torch.dtype):
+    """InternLM2 and its tokenizer where the folder or hub name holds it, else None; makes it known to `llm.load_llm`."""
+    folder = local_folder(name)
+    if not (folder / "config.json").is_file() or not is_internlm2(read_json(folder / "config.json")):
+        return None
+    return load_internlm2(folder, dtype)[0], load_tokenizer(folder)
+
+
+OPENERS.append(open_internlm2)
+
+
 def load_tokenizer(folder: str | Path):
     """The tokenizer of a folder: a tokenizer.json, or InternLM2's sentencepiece file with its special tokens.
 
@@ -176,7 +181,7 @@ def load_tokenizer(folder: str | Path):
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         try:
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises plain exceptions
             raise InputError(f"{folder / 'tokenizer.json'} is damaged ({error}); get it again.") from error
     if not (folder / "tokenizer.model").is_file():

@@ -99,7 +99,7 @@ def to_official(model: ULLSAM) -> dict[str, Tensor]:
     fits = {
         "it has no language model": model.llm is not None,
         f"its VLSA variant is {c.vlsa!r}": c.vlsa == "paper" and getattr(model.vlsa, "scale", None) is not None,
-        "it has a convolutional stem": not c.sam.stem,
+        "its SAM has other parts than SAM's own": type(c.sam) is SamConfig,
         "its language model has LoRA adapters": not c.llm or not c.llm.lora_rank,
         "its language model is no Llama": model.llm is None or getattr(model.llm.lm.config, "model_type", "") == "llama",
     }

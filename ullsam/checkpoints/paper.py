@@ -1,27 +1,22 @@
-"""The paper's model put together from real checkpoints, and models that are saved with their language model."""
+"""The paper's model put together from real checkpoints."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ullsam.checkpoints.hub import CONFIGS, WEIGHTS, local_folder
-from ullsam.checkpoints.internlm2 import empty_lm, llama_config, load_internlm2, load_tokenizer
+import ullsam.tiny  # noqa: F401  SmolLM2 may be the language model
+from ullsam.checkpoints.internlm2 import is_internlm2, llama_config, load_internlm2, load_tokenizer
 from ullsam.checkpoints.official import from_official, is_complete, load_official, official_sam_config
 from ullsam.checkpoints.sam import read_sam, sam_config
 from ullsam.config import INTERNVL, LlmConfig, ModelConfig
 from ullsam.errors import InputError
-from ullsam.files import assign, cast, read_json, read_safetensors
-from ullsam.llm import BUILT_IN, LanguageModel, add_lora, load_llm
+from ullsam.files import CONFIGS, local_folder, read_json
+from ullsam.llm import LanguageModel, add_lora, as_language_model, empty_lm, is_built_in, load_llm, open_saved
 from ullsam.model import ULLSAM
-from ullsam.sam import build_sam
-
-FOLDER = "llm"  # where a saved model keeps its language model's settings and tokenizer
 
 
 def load_paper(
@@ -73,10 +68,10 @@ def load_paper(
     else:
         config = official_sam_config(theirs, ullsam, **settings)
     language, base = _open_language(llm, not theirs, dtype, device)
-    model = frame(ModelConfig(name="paper", sam=config, llm=language.config), language, seed)
+    model = ULLSAM.frame(ModelConfig(name="paper", sam=config, llm=language.config), language, seed)
     state = {"sam." + k: v for k, v in plain.items()}
     state |= dict(from_official(model, theirs, ullsam)) if theirs else _projection_base(model, base)
-    fill(model, state, sam or ullsam, dtype, device, _may_be_absent(theirs))
+    model.fill(state, sam or ullsam, dtype, device, _may_be_absent(theirs))
     if lora_rank:
         model.llm = add_adapters(model.llm, replace(model.llm.config, lora_rank=lora_rank), seed)
         model.config = replace(model.config, llm=model.llm.config)
@@ -87,20 +82,7 @@ def add_adapters(language: LanguageModel, config: LlmConfig, seed: int = 0) -> L
     """The language model with LoRA adapters in float32, whatever its own weights are; they change nothing at first."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _language(add_lora(language.lm, config), language.tokenizer, config)
-
-
-def load_with_adapters(folder: str | Path, config: ModelConfig, dtype: torch.dtype = torch.float32, device="cpu") -> ULLSAM:
-    """A model that was saved with adapters alone: the language model is read from where its settings say.
-
-    Raises:
-        InputError: the language model is not there any more, or the folder's weights do not fit.
-    """
-    language, _ = _open_language(config.llm.name, True, dtype, device)
-    model = frame(config, add_adapters(language, config.llm), seed=0)
-    borrowed = tuple(k for k in model.state_dict() if k.startswith("llm.") and "lora_" not in k)
-    fill(model, read_safetensors(folder), folder, torch.float32, device, borrowed)
-    return model
+        return as_language_model(add_lora(language.lm, config), language.tokenizer, config)
 
 
 def _may_be_absent(theirs: dict[str, Tensor]) -> tuple[str, ...]:
@@ -123,42 +105,25 @@ def _sam_part(sam, theirs: dict[str, Tensor], ullsam) -> dict[str, Tensor]:
 
 def _open_language(llm, with_weights: bool, dtype, device) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The language model, its weights on the meta device if they come from elsewhere, and InternVL's projection."""
-    if str(llm) in BUILT_IN:
-        return _move(load_llm(LlmConfig(name=str(llm))), dtype, device), {}
-    folder = local_folder(llm, WEIGHTS if with_weights else CONFIGS)
+    config = LlmConfig(name=str(llm))
+    if is_built_in(str(llm)):
+        return _cast(load_llm(config), dtype, device), {}
+    folder = local_folder(llm) if with_weights else local_folder(llm, CONFIGS)
     values = read_json(folder / "config.json")
-    if not _is_internlm2(values):
-        config = LlmConfig(name=str(llm))
-        return (_move(load_llm(config), dtype, device) if with_weights else open_language(folder, config)), {}
+    if not is_internlm2(values):
+        return (_cast(load_llm(config), dtype, device) if with_weights else open_saved(folder, config)), {}
     if with_weights:
         lm, base = load_internlm2(folder, dtype, device)
     else:
         lm, base = empty_lm(llama_config(values, folder / "config.json")), {}
-    return _language(lm, load_tokenizer(folder), replace(INTERNVL, name=str(llm))), base
+    return as_language_model(lm, load_tokenizer(folder), replace(INTERNVL, name=str(llm))), base
 
 
-def _is_internlm2(values: dict) -> bool:
-    return values.get("model_type") in ("internlm2", "internvl_chat")
-
-
-def _language(lm: nn.Module, tokenizer, config: LlmConfig) -> LanguageModel:
-    return LanguageModel(lm.eval().requires_grad_(False), tokenizer, config)
-
-
-def _move(language: LanguageModel, dtype, device) -> LanguageModel:
+def _cast(language: LanguageModel, dtype, device) -> LanguageModel:
     """Casts the weights alone: the constants of the rotary positions stay exact."""
     for parameter in language.parameters():
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     return language.to(device)
-
-
-def frame(config: ModelConfig, language: LanguageModel | None, seed: int) -> ULLSAM:
-    """The model with a SAM that has no memory yet; projection and VLSA are random by `seed`."""
-    with torch.device("meta"):
-        sam = build_sam(config.sam)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ULLSAM(config, sam, language)
 
 
 def _projection_base(model: ULLSAM, base: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,47 +131,3 @@ def _projection_base(model: ULLSAM, base: dict[str, Tensor]) -> dict[str, Tensor
     own = model.projection.mlp.state_dict()
     fits = {k: v for k, v in base.items() if k in own and v.shape == own[k].shape}
     return {"projection.mlp." + k: v for k, v in fits.items()}
-
-
-def fill(model: ULLSAM, state: dict[str, Tensor], source, dtype, device, ignore: tuple[str, ...]) -> None:
-    """Hands the weights over, the language model's as `dtype`, all others as float32."""
-    parts = [{k: v for k, v in state.items() if k.startswith("llm.") == inside} for inside in (True, False)]
-    ready = cast(parts[0].items(), dtype, device) | cast(parts[1].items(), torch.float32, device)
-    assign(model, ready, source, ignore)
-    if model.llm is not None and model.llm.lm.config.tie_word_embeddings:
-        model.llm.lm.tie_weights()
-    model.to(device).eval()
-
-
-def save_language(language: LanguageModel, folder: str | Path) -> None:
-    """Writes the settings and the tokenizer of a language model whose weights are saved elsewhere, each file whole."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            language.lm.config.save_pretrained(work)
-            language.tokenizer.save_pretrained(work)
-            for file in Path(work).iterdir():
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise InputError(f"{folder} could not be written ({error}); is the disk full or write-protected?") from error
-
-
-def open_language(folder: str | Path, config: LlmConfig) -> LanguageModel:
-    """A language model on the meta device with its tokenizer, from what `save_language` wrote."""
-    from transformers import AutoConfig
-
-    try:
-        sizes = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} does not describe a language model ({error}); copy the whole folder again.") from error
-    return _language(empty_lm(sizes), load_tokenizer(folder), config)
-
-
-def load_saved(folder: str | Path, config: ModelConfig, dtype: torch.dtype = torch.float32, device="cpu") -> ULLSAM:
-    """A model that was saved with all its weights and with its language model's settings and tokenizer in `llm/`."""
-    folder = Path(folder)
-    model = frame(config, open_language(folder / FOLDER, config.llm), seed=0)
-    ignore = ("llm.lm.lm_head.",) if model.llm.lm.config.tie_word_embeddings else ()
-    fill(model, read_safetensors(folder), folder, dtype, device, ignore)
-    return model

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ullsam.checkpoints.internlm2 import empty_lm, llama_config
+from ullsam.checkpoints.internlm2 import llama_config
 from ullsam.checkpoints.official import from_official, load_official, official_sam_config
-from ullsam.checkpoints.paper import fill, frame
 from ullsam.config import LlmConfig, ModelConfig, SamConfig
 from ullsam.errors import InputError
 from ullsam.files import read_json, read_safetensors
-from ullsam.llm import LanguageModel
+from ullsam.llm import LanguageModel, empty_lm
 from ullsam.model import ULLSAM
-from ullsam.sam import Prompts, encode_prompts
+from ullsam.sam import encode_prompts
+from ullsam.types import Prompts
 from ullsam.vlsa import pixel_unshuffle, to_grid
 
 CHECKPOINT, RECORDED, SETTINGS = "official_checkpoint.pt", "io.safetensors", "config.json"
@@ -75,9 +75,8 @@ def open_reference(folder: Path, settings: dict, ids: list[int]) -> tuple[ULLSAM
     lm = empty_lm(llama_config(settings.get("llm", {}), folder / SETTINGS))
     language = LanguageModel(lm, lambda *_, **__: SimpleNamespace(input_ids=before), LlmConfig(name="internlm2"))
     config = ModelConfig(sam=sam, llm=language.config, shuffle_ratio=settings.get("downsample_ratio", 0.5))
-    model = frame(config, language, seed=0)
-    fill(model, dict(from_official(model, state, folder / CHECKPOINT)), folder / CHECKPOINT, torch.float32, "cpu", ())
-    return model, image
+    model = ULLSAM.frame(config, language)
+    return model.fill(dict(from_official(model, state, folder / CHECKPOINT)), folder / CHECKPOINT), image
 
 
 def _compare_sizes(sam: SamConfig, named: dict, source: Path) -> None:

@@ -7,16 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ullsam.checkpoints.hub import local_folder
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
-from ullsam.files import assign, cast, read_safetensors, read_torch
-from ullsam.sam import build_sam
+from ullsam.files import assign, cast, local_folder, read_safetensors, read_torch
+from ullsam.sam import SAM, build_sam
 
-KINDS = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}  # name -> (width, blocks)
+SIZES = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}  # name -> (width, blocks)
 CONSTANTS = ("pixel_mean", "pixel_std")  # some files store them; they are settings, not weights
 
 OTHER_MODELS = {  # a part of a name that only this kind of file has
@@ -57,7 +55,7 @@ RENAMES = [
 
 def load_sam(
     source: str | Path, kind: str | None = None, dtype: torch.dtype | None = torch.float32, device="cpu"
-) -> tuple[Sam, SamConfig]:
+) -> tuple[SAM, SamConfig]:
     """A SAM with the weights of a file or folder, and its settings, told from the shapes of the weights.
 
     Args:
@@ -88,11 +86,11 @@ def load_sam(
 
 def check_kind(config: SamConfig, kind: str | None, source) -> None:
     """Raises InputError if `kind` is given and the settings are not those of that kind."""
-    if kind is not None and kind not in KINDS:
-        raise InputError(f"There is no SAM kind {kind!r}; choose one of {', '.join(KINDS)}.")
+    if kind is not None and kind not in SIZES:
+        raise InputError(f"There is no SAM kind {kind!r}; choose one of {', '.join(SIZES)}.")
     sizes = (config.embed_dim, config.depth)
-    if kind is not None and KINDS[kind] != sizes:
-        names = {v: k for k, v in KINDS.items()}
+    if kind is not None and SIZES[kind] != sizes:
+        names = {v: k for k, v in SIZES.items()}
         found = names.get(sizes, f"a SAM of width {config.embed_dim} with {config.depth} blocks")
         raise InputError(f"{source} holds {found}, not {kind}; give the {kind} file.")
 

@@ -465,13 +465,13 @@ def caption_claims(text: str) -> dict:
     # the first count, in words or digits
     words = sorted((words for _, words in COUNTS), key=len, reverse=True)
     count = re.search(rf"(?i)\b(?:({'|'.join(words)})|(\d{{1,6}}))\b(?! ?%)", text)
-    places = {key: rf"(?i)\b{phrase.removesuffix(' over the view')}\b" for key, phrase in LOCATIONS.items()}
+    locations = {key: rf"(?i)\b{phrase.removesuffix(' over the view')}\b" for key, phrase in LOCATIONS.items()}
     tones = {key: rf"(?i)\b{phrase.removesuffix(' the background')}\b" for key, phrase in CONTRASTS.items()}
     return {
         "modality": _first(text, modalities),
         "structure": min(structures, key=lambda many: (-len(named[many]), named[many][0].start()), default=None),
         "count": count and (count[1].lower() if count[1] else count_band(int(count[2]))),
-        "location": _first(text, places),
+        "location": _first(text, locations),
         "contrast": _first(text, tones),
     }
 

@@ -1,6 +1,6 @@
 """Numbers that the official code gave, kept in golden/official_small.npz (at most 300 kB), and seeded ones of a whole model.
 
-Written by `python tests/unit/checkpoints/test_golden.py FOLDER`, where FOLDER holds the official small checkpoint with recorded
+Written by `python tests/unit/checkpoints/test_golden.py FOLDER`; FOLDER holds the official small checkpoint with recorded
 inputs and outputs; it refuses to write unless `python -m ullsam parity FOLDER` passes. Official numbers: the language model
 (weights of all its layers, the rows of its tables that are used), point prompts, and the end of VLSA. Seeded numbers: every
 output of a model whose weights come from a seed, in the official layout, computed by the code that passed.
@@ -16,10 +16,11 @@ import torch
 from segment_anything.modeling import PromptEncoder
 
 from ullsam import ULLSAM, Prompts, preset
-from ullsam.checkpoints.internlm2 import empty_lm, llama_config, to_llama
+from ullsam.checkpoints.internlm2 import llama_config, to_llama
 from ullsam.checkpoints.official import from_official, to_official
 from ullsam.checkpoints.parity import check_parity, open_reference, outputs
 from ullsam.files import assign, read_json, read_safetensors, read_torch
+from ullsam.llm import empty_lm
 from ullsam.sam import encode_prompts
 from ullsam.vlsa import PaperVLSA, VlsaShape, pixel_shuffle
 

@@ -10,7 +10,7 @@ from ullsam import InputError
 from ullsam.checkpoints import load_internlm2, load_tokenizer
 from ullsam.checkpoints.internlm2 import empty_lm, from_llama, fuse, internlm2_name, llama_config, take_part
 from ullsam.files import write_safetensors
-from ullsam.llm import _debug_llm
+from ullsam.llm import debug_llm
 
 SETTINGS = {
     "model_type": "internlm2",
@@ -244,7 +244,7 @@ def test_sentencepiece_files_that_rewrite_text_are_refused(tmp_path):
 def test_tokenizers_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(InputError, match="has no tokenizer .*download it"):
         load_tokenizer(tmp_path)
-    _debug_llm()[1].save_pretrained(tmp_path)
+    debug_llm()[1].save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)("ab", add_special_tokens=False).input_ids
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="tokenizer.json is damaged"):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ullsam import ULLSAM, Mixture, build_sam, fit, preset
-from ullsam.checkpoints.internlm2 import empty_lm, llama_config
+from ullsam.checkpoints.internlm2 import llama_config
 from ullsam.checkpoints.paper import add_adapters
 from ullsam.config import INTERNVL, PAPER_TRAINING, ModelConfig, SamConfig
 from ullsam.files import assign
-from ullsam.llm import LanguageModel, _debug_llm
+from ullsam.llm import LanguageModel, debug_llm, empty_lm
 
 SMALL = {
     "model_type": "internlm2",
@@ -42,7 +42,7 @@ def random_model(sam: SamConfig, sizes: dict) -> ULLSAM:
     for name, x in weights.items():
         x.fill_(1) if "norm" in name else x.normal_(std=0.02)
     assign(lm, weights, "random")
-    language = LanguageModel(lm.requires_grad_(False), _debug_llm()[1], INTERNVL)
+    language = LanguageModel(lm.requires_grad_(False), debug_llm()[1], INTERNVL)
     language = add_adapters(language, replace(INTERNVL, lora_rank=16))
     return ULLSAM(ModelConfig(sam=sam, llm=language.config), build_sam(sam), language)
 

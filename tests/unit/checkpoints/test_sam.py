@@ -13,7 +13,7 @@ from transformers import SamModel
 
 from ullsam import InputError, Prompts, build_sam, decode_masks, encode_image, encode_prompts, preset
 from ullsam.checkpoints import load_sam, read_sam
-from ullsam.checkpoints.sam import KINDS, check_kind, sam_config
+from ullsam.checkpoints.sam import SIZES, check_kind, sam_config
 
 DEBUG = preset("debug").sam
 
@@ -69,7 +69,7 @@ def test_files_of_sam_and_usam_load_whole(tmp_path, sam, name):
 
 def test_sizes_of_the_real_kinds_are_told_from_shapes():
     indexes = {"vit_b": (2, 5, 8, 11), "vit_l": (5, 11, 17, 23), "vit_h": (7, 15, 23, 31)}
-    for kind, (width, depth) in KINDS.items():
+    for kind, (width, depth) in SIZES.items():
         sizes = dict(embed_dim=width, depth=depth, num_heads=12 if kind == "vit_b" else 16)
         config = replace(preset("paper").sam, global_attn_indexes=indexes[kind], **sizes)
         with torch.device("meta"):

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import ullsam
-from ullsam import InputError, LlmConfig, TrainConfig, preset
-from ullsam.model import ULLSAM, load_parts
-from ullsam.tiny import recipes
-from ullsam.tiny.recipes import RECIPES, run_recipe, ship
+from ullsam import ULLSAM, InputError, LlmConfig, preset
+from ullsam.tiny import TinySamConfig, TinyTrainConfig, recipes
+from ullsam.tiny.recipes import RECIPES, load_parts, run_recipe, ship
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def small(monkeypatch):
     """The table of recipes, each at the smallest size."""
     plain = preset("debug", llm=None, vlsa="none")
     whole = preset("debug", llm=LlmConfig(name="debug", lora_rank=2))
-    steps = TrainConfig(steps=2, batch_size=1, warmup=1, instances=2, log_every=1)
+    steps = TinyTrainConfig(steps=2, batch_size=1, warmup=1, instances=2, log_every=1)
     table = {
         name: replace(r, model=plain if r.model.llm is None else whole, train=replace(steps, stage=r.train.stage))
         for name, r in RECIPES.items()
@@ -41,23 +40,24 @@ def test_the_chain_ends_in_weights_that_load(tmp_path, corpora, small):
         model = ullsam.load(ship(name, runs, data))
         assert (model.vlsa is None) == (name == "usam-tiny")
     logs = json.loads((data / "results" / "training_log.json").read_text())
-    assert set(logs) == set(recipes.RECIPES) and logs["sft"][-1]["step"] == 2
+    assert set(logs) == set(recipes.RECIPES) and logs["describe"][-1]["step"] == 2
     stored = (data / "weights" / "ullsam-tiny" / "model.safetensors").stat().st_size
     assert stored < (runs / "ullsam-tiny" / "model.safetensors").stat().st_size * 0.6
 
 
 def test_a_run_starts_from_the_run_before(tmp_path, corpora, small):
-    for name in [*RECIPES][: [*RECIPES].index("counts")]:
+    for name in ("pretrain", "align"):
         run_recipe(name, tmp_path, corpora, progress=False)
-    local, talk, new = (ullsam.load(tmp_path / name) for name in ("local", "talk", "realign"))
-    sam = [(local.sam.state_dict()[k], v) for k, v in new.sam.state_dict().items()]
-    language = [(talk.vlsa.state_dict()[k], v) for k, v in new.vlsa.state_dict().items()]
-    assert all(torch.equal(a, b) for a, b in (*sam, *language))
-    assert not all(torch.equal(a, b) for a, b in zip(talk.sam.parameters(), new.sam.parameters(), strict=True))
+    before, after = (ullsam.load(tmp_path / name).sam.state_dict() for name in ("pretrain", "align"))
+    assert all(torch.equal(before[k], v) for k, v in after.items())
+
+
+STEM = TinySamConfig(**{**vars(preset("debug").sam), "stem": (8, 16, 24), "use_rel_pos": False})
 
 
 def test_a_summary_may_be_new_but_nothing_else_of_sam(tmp_path):
-    plain, new = RECIPES["settle"].model, RECIPES["kinds"].model
+    plain = preset("debug", llm=None, vlsa="none", sam=STEM)
+    new = replace(plain, sam=replace(STEM, summary=True))
     ULLSAM.from_config(plain, 1).save_pretrained(tmp_path)
     model = ULLSAM.from_config(new)
     load_parts(model, tmp_path)
@@ -71,8 +71,8 @@ def test_a_summary_may_be_new_but_nothing_else_of_sam(tmp_path):
 
 
 def test_parts_can_begin_anew(tmp_path):
-    config = preset("debug", llm=None, vlsa="none")
-    old, model = ULLSAM.from_config(config, 1), ULLSAM.from_config(replace(config, sam=replace(config.sam, qk_norm=True)), 2)
+    config = preset("debug", llm=None, vlsa="none", sam=STEM)
+    old, model = ULLSAM.from_config(config, 1), ULLSAM.from_config(replace(config, sam=replace(STEM, qk_norm=True)), 2)
     old.save_pretrained(tmp_path)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(InputError, match="q_norm"):  # the saved model has no such part
@@ -84,7 +84,7 @@ def test_parts_can_begin_anew(tmp_path):
 
 
 def test_mistakes_get_a_sentence(tmp_path, corpora, small):
-    with pytest.raises(InputError, match="no recipe 'bases'; choose one of encoder, base"):
+    with pytest.raises(InputError, match="no recipe 'bases'; choose one of pretrain, align"):
         run_recipe("bases", tmp_path)
     with pytest.raises(InputError, match="is missing"):
         run_recipe("align", tmp_path, corpora, progress=False)
@@ -95,4 +95,4 @@ def test_mistakes_get_a_sentence(tmp_path, corpora, small):
 def test_the_shipped_pair_differs_in_nothing_but_the_language_model():
     ours, baseline = RECIPES["ullsam-tiny"], RECIPES["usam-tiny"]
     assert replace(ours.train, caption_weight=0) == replace(baseline.train, caption_weight=0)
-    assert ours.model.sam == baseline.model.sam and ours.synthetic_share == baseline.synthetic_share
+    assert ours.model.sam == baseline.model.sam and ours.synthetic_fraction == baseline.synthetic_fraction

@@ -68,7 +68,7 @@ class Pen:
         return image + spread * self.white(*image.shape)
 
     def sizes(self, small: float, large: float, cover: tuple[float, float], most: int = 80) -> np.ndarray:
-        """Radii in pixels, largest first: mean diameter in small..large, count by the share to cover."""
+        """Radii in pixels, largest first: mean diameter in small..large, count by the fraction to cover."""
         mean = math.exp(self.pick(math.log(small), math.log(large)))
         count = int(np.clip(self.pick(*cover) * 256**2 / (math.pi / 4 * mean**2), 1, most))
         radii = mean / 2 * np.exp(self.rng.normal(0, self.pick(0.04, 0.35), count))
@@ -90,7 +90,7 @@ class Pen:
 
         return propose
 
-    def place(self, radii: np.ndarray, gap: float, everywhere: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def scatter(self, radii: np.ndarray, gap: float, everywhere: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Centres (n, 2) at least `gap` sums of radii apart and their radii (n,); some may find no room."""
         propose, placed, n = self.spots(everywhere), np.empty((len(radii), 3)), 0
         for radius in radii:
@@ -113,7 +113,7 @@ class Pen:
     ) -> np.ndarray:
         """Closed outlines (n, 72, 2): ellipses (power 2) to squares (6 and more) with random radial waves.
 
-        The axis ratio of each is in 1..longest; `rough` is the height of the waves as a share of the radius.
+        The axis ratio of each is in 1..longest; `rough` is the height of the waves as a fraction of the radius.
         """
         n, t, k = len(radii), np.linspace(0, TURN, 72, endpoint=False), np.arange(2, 2 + waves)[:, None]
         height = self.rng.normal(0, rough, (n, waves, 1)) / (k - 1)

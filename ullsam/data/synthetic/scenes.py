@@ -18,7 +18,7 @@ Scene = tuple[np.ndarray, np.ndarray]
 
 def fluorescence(pen: Pen) -> Scene:
     """Bright, softly textured nuclei with haze on a dark ground; sometimes shown in a false colour."""
-    centres, radii = pen.place(pen.sizes(10, 110, (0.03, 0.5)), pen.pick(0.75, 1.2))
+    centres, radii = pen.scatter(pen.sizes(10, 110, (0.03, 0.5)), pen.pick(0.75, 1.2))
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.1, 2.2), pen.pick(0.01, 0.13)))
     radius = float(radii.mean())
     rim = np.clip(depth(labels) / (radius * pen.pick(0.1, 0.6)) + 0.3, 0, 1)
@@ -33,7 +33,7 @@ def fluorescence(pen: Pen) -> Scene:
 
 def phase_contrast(pen: Pen) -> Scene:
     """Spread, spiky or rounded cells with a dark rim and a bright halo on a gray ground with debris."""
-    centres, radii = pen.place(pen.sizes(18, 100, (0.03, 0.4), 60), pen.pick(0.7, 1.2))
+    centres, radii = pen.scatter(pen.sizes(18, 100, (0.03, 0.4), 60), pen.pick(0.7, 1.2))
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.2, 4.5), pen.pick(0.03, 0.6), 9))
     body, solid, inner = labels > 0, pen.blur(labels > 0, 0.8), depth(labels)
     halo = pen.blur(body, pen.pick(1.5, 4)) - solid
@@ -59,7 +59,7 @@ def _sheet(pen: Pen, outline: np.ndarray) -> np.ndarray:
 
 def smear(pen: Pen) -> Scene:
     """Small dark nuclei in wide pale cytoplasm that overlaps like thin glass, on a bright ground."""
-    centres, radii = pen.place(pen.sizes(45, 170, (0.15, 1.2), 30), pen.pick(0.5, 0.9))
+    centres, radii = pen.scatter(pen.sizes(45, 170, (0.15, 1.2), 30), pen.pick(0.5, 0.9))
     sheets = pen.outlines(centres, radii, 1.8, pen.pick(0.08, 0.2), 6)
     bare = pen.rng.uniform(0, pen.size, (1 + pen.rng.poisson(2 * pen.rng.random()), 2))
     spots = np.concatenate((centres + pen.rng.normal(0, 0.2, centres.shape) * radii[:, None], bare))
@@ -69,7 +69,7 @@ def smear(pen: Pen) -> Scene:
     image = np.full((pen.size, pen.size), pen.pick(0.78, 0.95), np.float32)
     for outline in sheets:
         image *= 1 - _sheet(pen, outline) * (1 - pen.pick(0.65, 0.93) - texture)
-    dark = pen.values(labels, 1 - pen.pick(0.25, 0.6), 0.8)  # the share of the light each nucleus takes
+    dark = pen.values(labels, 1 - pen.pick(0.25, 0.6), 0.8)  # the fraction of the light each nucleus takes
     image *= 1 - pen.blur(dark, 0.7) + (labels > 0) * texture
     image *= 1 - 0.5 * pen.blur(pen.grain(1.2) > pen.pick(3.0, 4.0), 0.6)
     return pen.camera(image, pen.pick(0.4, 1.2), pen.pick(0.003, 0.02), 0, 0.12), labels
@@ -122,7 +122,7 @@ def neurites(pen: Pen) -> Scene:
     """Tightly packed light cross-sections of many sizes between dark membranes, some with a mitochondrion."""
     image, ids, veil = _cytoplasm(pen, int(math.exp(pen.pick(math.log(6), math.log(76)))))
     if pen.rng.random() < 0.4:
-        centres, radii = pen.place(pen.rng.uniform(8, 28, pen.rng.integers(1, 5)) * pen.unit, 1.2)
+        centres, radii = pen.scatter(pen.rng.uniform(8, 28, pen.rng.integers(1, 5)) * pen.unit, 1.2)
         bodies = np.where(veil < 0.1, pen.fill(pen.outlines(centres, radii, 2.2, 0.08)), 0)
         image = image * veil + _with_mitochondria(pen, image, bodies) * (1 - veil)
     return pen.camera(image, pen.pick(0.5, 1.1), pen.pick(0.03, 0.12), 0, 0.1), tidy(ids)
@@ -131,7 +131,7 @@ def neurites(pen: Pen) -> Scene:
 def mitochondria(pen: Pen) -> Scene:
     """Dark oval bodies with an outer membrane and stripes inside textured cytoplasm."""
     image, _, _ = _cytoplasm(pen, pen.rng.integers(3, 40))
-    centres, radii = pen.place(pen.sizes(22, 115, (0.03, 0.3), 16), pen.pick(1.0, 1.3))
+    centres, radii = pen.scatter(pen.sizes(22, 115, (0.03, 0.3), 16), pen.pick(1.0, 1.3))
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.1, 3.0), pen.pick(0.03, 0.14)))
     image = _with_mitochondria(pen, image, labels)
     return pen.camera(image, pen.pick(0.4, 1.0), pen.pick(0.03, 0.12), 0, 0.1), labels
@@ -142,11 +142,11 @@ def _axon_map(pen: Pen) -> np.ndarray:
     radii = pen.sizes(14, 100, (0.8, 3.0), 140) * np.exp(-np.abs(pen.rng.normal(0, pen.pick(0, 0.6))))
     radii = radii * np.exp(-np.abs(pen.rng.normal(0, 0.35, len(radii))))
     radii = -np.sort(-np.maximum(radii, 5 * pen.unit))
-    centres, radii = pen.place(radii, pen.pick(0.8, 1.05), pen.rng.random() < 0.7)
+    centres, radii = pen.scatter(radii, pen.pick(0.8, 1.05), pen.rng.random() < 0.7)
     outer = pen.outlines(centres[:80], radii[:80], 1.7, pen.pick(0.03, 0.14))
-    share = pen.pick(0.45, 0.8) + pen.rng.normal(0, 0.05, (len(outer), 1, 1))
+    bore = pen.pick(0.45, 0.8) + pen.rng.normal(0, 0.05, (len(outer), 1, 1))
     middle, scene = centres[:80, None], np.zeros((pen.size, pen.size), np.int32)
-    for i, (ring, hole) in enumerate(zip(outer, middle + (outer - middle) * share, strict=True), 1):
+    for i, (ring, hole) in enumerate(zip(outer, middle + (outer - middle) * bore, strict=True), 1):
         cv2.fillPoly(scene, [pixels(ring)], -1)
         cv2.fillPoly(scene, [pixels(hole)], i)
     return scene
@@ -175,7 +175,7 @@ def tem_axons(pen: Pen) -> Scene:
 
 def _bodies(pen: Pen, gap: float) -> Scene:
     """The height float32 (S, S) of balls, ovals or cubes as half ellipsoids, 0..1, and their labels."""
-    centres, radii = pen.place(pen.sizes(12, 120, (0.05, 0.7)), gap)
+    centres, radii = pen.scatter(pen.sizes(12, 120, (0.05, 0.7)), gap)
     cubes = pen.rng.random() < 0.4
     power, rough = (pen.pick(2.5, 9), pen.pick(0.01, 0.12)) if cubes else (2.0, 0.02)
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.0, 1.8), rough, 5, power))
@@ -232,7 +232,7 @@ def _fibres(pen: Pen) -> np.ndarray:
 
 def histology(pen: Pen) -> Scene:
     """Purple nuclei in pink, fibrous tissue with pale gaps."""
-    centres, radii = pen.place(pen.sizes(10, 44, (0.06, 0.5)), pen.pick(0.8, 1.3))
+    centres, radii = pen.scatter(pen.sizes(10, 44, (0.06, 0.5)), pen.pick(0.8, 1.3))
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.2, 2.8), pen.pick(0.03, 0.15)))
     tissue = 0.5 + pen.pick(0.05, 0.25) * pen.clouds(30) + pen.pick(0.02, 0.2) * _fibres(pen)
     tissue += pen.pick(0, 0.08) * pen.grain(1.5)
@@ -257,7 +257,7 @@ def _speckle(pen: Pen) -> np.ndarray:
 def ultrasound(pen: Pen) -> Scene:
     """Speckled tissue layers with one to three dark lesions and a lighter or darker band below them."""
     radii = -np.sort(-pen.rng.uniform(14, 66, pen.rng.choice((1, 1, 1, 2, 3)))) * pen.unit
-    centres, radii = pen.place(radii, 1.3, everywhere=True)
+    centres, radii = pen.scatter(radii, 1.3, everywhere=True)
     labels = pen.fill(pen.outlines(centres * 0.7 + 0.15 * pen.size, radii, 1.8, pen.pick(0.03, 0.2), 6))
     layers = pen.stretch(pen.white(pen.rng.integers(4, 14), 3))
     echo = pen.pick(0.35, 0.6) + pen.pick(0.05, 0.18) * layers + 0.05 * pen.clouds(40)

@@ -20,7 +20,7 @@ def shapes(pen: Pen) -> Scene:
     mean = math.exp(pen.pick(math.log(14), math.log(190)))
     count = int(np.clip(pen.pick(0.05, 0.6) * 256**2 / (math.pi / 4 * mean**2), 1, 60))
     radii = np.clip(mean / 2 * np.exp(pen.rng.normal(0, pen.pick(0.05, 0.5), count)), 5, 115)
-    centres, radii = pen.place(-np.sort(-radii) * pen.unit, pen.pick(0.6, 1.2))
+    centres, radii = pen.scatter(-np.sort(-radii) * pen.unit, pen.pick(0.6, 1.2))
     power = pen.pick(2.5, 8) if pen.rng.random() < 0.3 else 2.0
     outlines = pen.outlines(centres, radii, pen.pick(1.05, 4), pen.pick(0.01, 0.45), int(pen.pick(3, 9)), power)
     return _paint(pen, pen.fill(outlines))

@@ -1,0 +1,50 @@
+"""What passes between the parts of the model: prompts and image features.
+
+Letters: B images, I objects (prompts) of one image, P points, C SAM width, D encoder width, h w feature grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Prompts(NamedTuple):
+    """Prompts of I objects in each of B images, in pixels (x, y) of the model's square image.
+
+    points (B, I, P, 2) float with labels (B, I, P): 1 inside, 0 outside, -1 unused; boxes (B, I, 4) as x0, y0, x1, y1;
+    masks (B, I, 4h, 4w) logits. Each may be None, not all.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    def shifted(self, dx: int, dy: int) -> Prompts:
+        """The same prompts of a window in the pixels of the whole image, where the window starts at (dx, dy)."""
+        if not dx and not dy:
+            return self
+        points = None if self.points is None else self.points + self.points.new_tensor([dx, dy])
+        boxes = None if self.boxes is None else self.boxes + self.boxes.new_tensor([dx, dy, dx, dy])
+        return self._replace(points=points, boxes=boxes)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What SAM's image encoder says of B images, or of one window of each."""
+
+    embedding: Tensor  # (B, C, h, w), what the mask decoder reads
+    states: Tensor | None = None  # (B, D, h, w), what the last transformer block leaves
+    origin: tuple[int, int] = (0, 0)  # (x, y) of the window's corner in patches; (0, 0) for a whole image
+
+    @property
+    def described(self) -> Tensor:
+        """H_v, what the language model is told about, (B, C, h, w): SAM's features, as in the paper."""
+        return self.embedding
+
+    def float(self) -> ImageFeatures:
+        """The same in float32."""
+        return replace(self, embedding=self.embedding.float(), states=None if self.states is None else self.states.float())
