@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ullsam.accel.upsampling import enlarge_masks
 from ullsam.data.io import Square, to_rgb8
+from ullsam.data.prompts import check_prompts, prompts_on
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM
-from ullsam.types import ImageFeatures, Prompts
+from ullsam.types import ImageFeatures
 
 CHUNK = 8  # objects decoded at a time: more take more memory and no less time
 
@@ -35,13 +36,6 @@ class View:
 
     square: Square
     features: ImageFeatures
-
-
-def prompts_on(square: Square, given: dict[str, np.ndarray], device: torch.device) -> Prompts:
-    """Prompts of I objects in image pixels -> those of one image in pixels of the square."""
-    moved = {"points": square.points_in, "boxes": square.boxes_in}
-    values = {k: moved[k](v) if k in moved else v for k, v in given.items()}
-    return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in values.items()})
 
 
 class Predictor:
@@ -145,21 +139,8 @@ class Predictor:
 
     def check_prompts(self, points, labels, box, mask) -> dict[str, np.ndarray]:
         """The prompts of `predict` in image pixels, each with I as its first axis; what is wrong is said in one sentence."""
-        if all(x is None for x in (points, labels, box, mask)):
-            raise InputError("There is no prompt; give points with labels, a box, or a mask.")
-        if (points is None) != (labels is None):
-            raise InputError("Points need labels of the same length: 1 for inside, 0 for outside.")
-        given = {}
-        if points is not None:
-            given["points"], given["labels"] = _check_points(points, labels, self.size)
-        if box is not None:
-            given["boxes"] = _check_boxes(box, self.size)
-        if mask is not None:
-            given["masks"] = _check_masks(mask, 4 * self.model.config.sam.grid)
-        counts = {len(v) for v in given.values()}
-        if len(counts) > 1:
-            raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
-        return given
+        side = 0 if mask is None else 4 * self.model.config.sam.grid
+        return check_prompts(points, labels, box, mask, self.size, side)
 
     def _autocast(self):
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -168,46 +149,3 @@ class Predictor:
         if self.view is None:
             raise InputError("No image is set; call set_image(array) first.")
         return self.view
-
-
-def _numbers(values, name: str, last: int) -> np.ndarray:
-    try:
-        array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The {name} are not numbers ({error}).") from error
-    if array.size == 0 or array.shape[-1] != last or not np.isfinite(array).all():
-        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}.")
-    return array
-
-
-def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    points, labels = _numbers(points, "points", 2), np.asarray(labels)
-    if points.ndim == 2:
-        points, labels = points[None], labels[None]  # (P, 2) -> (1, P, 2)
-    if points.ndim != 3 or labels.shape != points.shape[:2]:
-        raise InputError(f"Points {points.shape} and labels {labels.shape} do not match; give (I, P, 2) and (I, P).")
-    if not np.isin(labels, (0, 1)).all():
-        raise InputError("Labels must be 1 (inside) or 0 (outside).")
-    h, w = size
-    outside = (points < -0.5) | (points > np.array([w - 0.5, h - 0.5]))  # a pixel reaches half a pixel around its centre
-    if outside.any():
-        x, y = points[outside.any(-1)][0]
-        raise InputError(f"The point ({x:g}, {y:g}) lies outside the image of {w} x {h} pixels; points are (x, y).")
-    return points, labels
-
-
-def _check_boxes(box, size: tuple[int, int]) -> np.ndarray:
-    boxes = np.atleast_2d(_numbers(box, "boxes", 4))
-    h, w = size
-    low, high = boxes[:, :2], boxes[:, 2:]
-    if boxes.ndim != 2 or (low >= high).any() or (high < 0).any() or (low > [w - 1, h - 1]).any():
-        raise InputError(f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels.")
-    return boxes.clip(0, [w - 1, h - 1, w - 1, h - 1])
-
-
-def _check_masks(mask, side: int) -> np.ndarray:
-    masks = _numbers(mask, "mask logits", side)
-    masks = masks[None] if masks.ndim == 2 else masks
-    if masks.shape[1:] != (side, side):
-        raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
-    return masks

@@ -11,9 +11,8 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ullsam import LlmConfig, ModelConfig, SamConfig, build_sam
+from ullsam import ULLSAM, LlmConfig, ModelConfig, SamConfig, build_sam
 from ullsam.checkpoints.internlm2 import empty_lm
-from ullsam.checkpoints.paper import frame
 from ullsam.config import DEBUG
 from ullsam.llm import LanguageModel
 
@@ -88,7 +87,7 @@ def our_model(size: Size):
     """A whole uLLSAM of ours, language model in bfloat16, all else in float32."""
     config = LlmConfig(name="random", before_image="x" * size.before)
     language = LanguageModel(language_model(size), Letters(), config)
-    model = frame(ModelConfig(sam=size.sam, llm=config), language, seed=0)
+    model = ULLSAM.frame(ModelConfig(sam=size.sam, llm=config), language, seed=0)
     model.sam = fill(build_sam(size.sam))
     return model.eval()
 

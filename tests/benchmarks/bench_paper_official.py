@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from tests.benchmarks.bench_paper_models import Size, fill, language_model, their_encoder
 from ullsam import ImageFeatures, build_sam
 from ullsam.losses import mask_losses
-from ullsam.sam import Prompts, decode_masks, encode_prompts
+from ullsam.sam import decode_masks, encode_prompts
+from ullsam.types import Prompts
 from ullsam.vlsa import norm_mlp, pixel_shuffle, pixel_unshuffle
 
 

@@ -134,7 +134,7 @@ def training(size: models.Size, keep: Path, recompute: str) -> dict:
             optimizer.step()
             optimizer.zero_grad()
 
-    with less_memory(model, recompute):
+    with less_memory(model.layers(), recompute):
         return clock.repeat(run, 1)
 
 
@@ -165,7 +165,7 @@ def click(size: models.Size, keep: Path) -> dict:
     predictor.knowledge()
     sam, point = predictor.model.sam, torch.tensor([[[middle, middle]]])
     sparse, dense = (x.detach() for x in sam.prompt_encoder((point, torch.ones(1, 1)), None, None))
-    features, pe = predictor._views[-1].features.embedding, sam.prompt_encoder.get_dense_pe().detach()
+    features, pe = predictor.view.features.embedding, sam.prompt_encoder.get_dense_pe().detach()
 
     @torch.inference_mode()
     def run():

@@ -22,8 +22,8 @@ from segment_anything import SamPredictor
 
 import ullsam
 from tests.benchmarks.processes import import_seconds, memory, shared_memory
-from ullsam.config import TINY
 from ullsam.files import write_json
+from ullsam.tiny.config import TINY
 
 SIZES = {"512x512": (512, 512), "1024x768": (768, 1024), "3000x2000": (2000, 3000)}  # (height, width)
 AIMS = {"click_ms": 25, "ready_with_knowledge_s": 1.0, "resident_with_llm_mb": 1200, "import_s": 1.5}

@@ -54,15 +54,6 @@ def test_the_question_stands_after_the_image(language):
     assert language._after("Is it round?").startswith("</img>\nIs it round?<|im_end|>")
 
 
-@torch.no_grad()
-def test_option_scores_equal_the_caption_loss_of_each_option(language):
-    tokens, options = image_tokens(1), ["one", "twenty-five", "no"]
-    scores = language.option_scores(tokens, "How many?", options)
-    expected = [-language.caption_loss(tokens, [o], ["How many?"]).item() for o in options]
-    assert scores.tolist() == pytest.approx(expected, rel=1e-4)
-    assert language.option_scores(None, "How many?", options).shape == (3,)
-
-
 def test_generation_is_greedy_and_stops_at_the_end(language):
     tokens = image_tokens()
     texts = language.generate(tokens, max_new_tokens=5)

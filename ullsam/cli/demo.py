@@ -52,9 +52,9 @@ def demo(out: str = "demo_output", model: str = "tiny") -> None:
         out: folder for the results
         model: tiny, usam-tiny, or a folder of a saved model
     """
+    from ullsam.checkpoints.loading import load
     from ullsam.data.io import write_labels
     from ullsam.evaluation.metrics import merge_instances
-    from ullsam.model import load
     from ullsam.predictor import Predictor
 
     print(

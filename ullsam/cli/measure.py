@@ -110,8 +110,8 @@ def describe(image: Positional[list[str]], model: str = "tiny", question: str | 
         model: tiny, or a folder of a saved model
         question: asked after the image; a description without it
     """
+    from ullsam.checkpoints.loading import load
     from ullsam.data.io import read_image
-    from ullsam.model import load
 
     if not image:
         raise InputError("describe names no image; give the path of at least one.")
@@ -143,8 +143,7 @@ def microvqa(ask: OmitArgPrefixes[Questions]) -> None:
     What an earlier run of the same command has answered is not asked again.
     """
     from ullsam.data.corpus import spaced
-    from ullsam.data.question_files import read_questions
-    from ullsam.data.questions import synthetic_questions
+    from ullsam.data.questions import read_questions, synthetic_questions
     from ullsam.evaluation.statistics import format_table, report
     from ullsam.files import write_json
     from ullsam.lab.microvqa import IMAGES, METHODS, difference, run
@@ -189,10 +188,10 @@ def answers_row(run: dict) -> dict:
 def open_model(name: str, seed: int = 0):
     """Who answers: "random", a model of ours by name or folder, or a vision-language model of Hugging Face."""
     from ullsam.accel.distributed import device
+    from ullsam.checkpoints.loading import load
     from ullsam.files import read_json
     from ullsam.lab.microvqa import RandomGuess
     from ullsam.lab.vlm_baselines import VisionLanguageModel
-    from ullsam.model import load
 
     if name == "random":
         return RandomGuess(seed)

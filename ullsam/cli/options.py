@@ -40,7 +40,7 @@ class Measured:
     def load(self):
         """The model on this process's device."""
         from ullsam.accel.distributed import device
-        from ullsam.model import load
+        from ullsam.checkpoints.loading import load
 
         return load(self.model, device=device())
 

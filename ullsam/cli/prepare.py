@@ -70,9 +70,9 @@ def caption(
         timeout: seconds to wait for an answer
     """
     from ullsam.accel.distributed import distributed_state
-    from ullsam.data.sources.ask import Server, caption_folder, server_key
+    from ullsam.data.sources.ask import Server, caption_folder
 
-    server = Server(base_url, model, timeout=timeout, key=server_key())
+    server = Server(base_url, model, timeout=timeout)
     state = distributed_state()
     count = caption_folder(folder, server, split, workers, say, state)
     if state.is_main_process:
@@ -113,7 +113,7 @@ def convert(
     import torch
 
     from ullsam.checkpoints import load_paper, save_official
-    from ullsam.model import load
+    from ullsam.checkpoints.loading import load
 
     if model:
         if sam or llm or ullsam:

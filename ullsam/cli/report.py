@@ -34,6 +34,7 @@ def reproduce(tables: Positional[tuple[str, ...]] = (), options: OmitArgPrefixes
         tables: table1 .. table6, fig3 .. fig7; all, the most telling first, without a name
     """
     one_of(data=options.data, synthetic=options.synthetic)
+    from ullsam.checkpoints.loading import shipped
     from ullsam.data.corpus import data_root
     from ullsam.files import whole
     from ullsam.lab.arms import TABLES
@@ -41,7 +42,6 @@ def reproduce(tables: Positional[tuple[str, ...]] = (), options: OmitArgPrefixes
     from ullsam.lab.replication import Reproduction, budget_of
     from ullsam.lab.reports import reproduced_tables
     from ullsam.lab.verdicts import read_answers
-    from ullsam.model import shipped
 
     o, names, answers, problem = options, tables or tuple(TABLES), (), ""
     if "table6" in names:
@@ -70,7 +70,7 @@ def reproduce(tables: Positional[tuple[str, ...]] = (), options: OmitArgPrefixes
 def start_model(sam: str | None):
     """What all arms start from, with another SAM if one is named."""
     from ullsam.evaluation.compare import shared_start
-    from ullsam.model import load_parts
+    from ullsam.tiny.recipes import load_parts
 
     start = shared_start()
     if sam:

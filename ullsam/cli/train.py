@@ -35,7 +35,7 @@ class Model:
         """The preset with random weights, or from real checkpoints, or from the result of the stage before."""
         import torch
 
-        from ullsam.checkpoints import load_paper
+        from ullsam.checkpoints import load, load_paper
         from ullsam.config import preset
         from ullsam.model import ULLSAM
 
@@ -50,7 +50,7 @@ class Model:
             return ULLSAM.from_config(replace(config, llm=llm), seed)
         if self.lora is not None:
             raise InputError(f"The model in {self.start} has its own adapters or none; leave --lora out.")
-        return ULLSAM.from_pretrained(self.start, dtype)
+        return load(self.start, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ class Settings:
     recompute: Literal["no", "cheap", "all"] | None = None
 
     def config(self, preset: str | None, stage: int):
-        """The preset's TrainConfig of a stage with these changes; raises InputError for a number below 1."""
-        from ullsam.config import PAPER_TRAINING, TrainConfig
+        """The preset's settings of a stage with these changes; raises InputError for a number below 1."""
+        from ullsam.config import PAPER_TRAINING
+        from ullsam.tiny.config import TinyTrainConfig
 
         given = {name: value for name, value in asdict(self).items() if value is not None}
         for name in ("steps", "batch_size", "accumulate"):
             if given.get(name, 1) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {given[name]}; give 1 or more.")
-        plain = TrainConfig(stage=stage)
+        plain = TinyTrainConfig(stage=stage)  # at its defaults the paper's stages, and stage 0
         return replace(PAPER_TRAINING.get(stage, plain) if preset == "paper" else plain, **given)
 
 
@@ -122,18 +123,19 @@ def train(
         stage: 0 encoder from scratch, 1 alignment, 2 fine-tuning, 3 segmentation
         out: folder that holds one folder per recipe or stage
     """
+    from ullsam.tiny.objectives import TINY_STAGES
     from ullsam.tiny.recipes import run_recipe
-    from ullsam.train import STAGES, fit
+    from ullsam.train import fit
 
     if (recipe is None) == (model.preset is None):
         raise InputError("Name a recipe, for example ullsam-tiny, or give --preset and --stage; one of the two.")
     if recipe is not None:
         folder = run_recipe(recipe, out, data.data)
-    elif stage not in STAGES:
-        raise InputError(f"--stage is {stage}; give one of {', '.join(map(str, STAGES))}.")
+    elif stage not in TINY_STAGES:
+        raise InputError(f"--stage is {stage}; give one of {', '.join(map(str, TINY_STAGES))}.")
     else:
         folder, config = Path(out) / f"{model.preset}-stage{stage}", settings.config(model.preset, stage)
-        mixture, network = data.mixture(STAGES[stage].targets == "captions"), model.build(config.seed)
+        mixture, network = data.mixture(TINY_STAGES[stage].targets == "captions"), model.build(config.seed)
         if stage == 2 and model.dtype != "float32" and network.llm is not None and not network.config.llm.lora_rank:
             raise InputError(
                 "Stage 2 trains the whole language model, and in bfloat16 steps of 1e-6 are lost to rounding; "

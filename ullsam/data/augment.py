@@ -108,7 +108,10 @@ class TrainViews(torch.utils.data.Dataset):
         written = str(sample.meta.get("caption", "")) if self.with_captions and whole else ""
         if self.augment and not written:
             image = jitter(image, rng, self.config)
-        image, labels, valid_mask = (_pad(x, self.view) for x in (image, labels, np.ones(labels.shape, bool)))
+        below, right = (self.view - side for side in labels.shape)  # zeros fill the square
+        arrays = image, labels, np.ones(labels.shape, np.uint8)
+        image, labels, inside = (cv2.copyMakeBorder(x, 0, below, 0, right, cv2.BORDER_CONSTANT) for x in arrays)
+        valid_mask = inside > 0
         if self.augment and not written:
             image, labels, valid_mask = _flip_and_turn((image, labels, valid_mask), rng)
         if self.with_captions and not written:
@@ -197,16 +200,6 @@ def _renumber(labels: np.ndarray, target: int, min_area: int, rng: np.random.Gen
     table = np.zeros(len(counts), np.int32)
     table[ids] = np.arange(1, len(ids) + 1)
     return table[labels]
-
-
-def _pad(array: np.ndarray, view: int) -> np.ndarray:
-    """Zeros on the right and below, up to S x S."""
-    height, width = array.shape[:2]
-    if height == width == view:
-        return array
-    padded = np.zeros((view, view, *array.shape[2:]), array.dtype)
-    padded[:height, :width] = array
-    return padded
 
 
 def _flip_and_turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:

@@ -282,7 +282,8 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
         raise InputError(f"image has shape {image.shape} but labels {labels.shape}; give labels of the image's size.")
     if labels.dtype.kind not in "iub":
         raise InputError(f"labels are {labels.dtype}; give whole numbers, 0 for background.")
-    ids, n = _consecutive(labels)
+    ids = renumbered(np.maximum(labels, 0))
+    n = int(ids.max(initial=0))
     if n == 0:
         zeros = dict.fromkeys(("count", "diameter", "diameter_spread", "covered", "elongation", "touching"), 0)
         return {**zeros, "location": None, "locations": (), "contrast": None}
@@ -300,16 +301,6 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
         "elongation": float(np.median(elongation)),
         "touching": _touching(ids, n),
     }
-
-
-def _consecutive(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Labels with ids 1..n, int64, and n."""
-    ids = np.maximum(labels.astype(np.int64), 0)
-    if ids.max(initial=0) > 4 * ids.size:
-        ids = renumbered(ids)
-    present = np.bincount(ids.ravel()) > 0
-    present[0] = False
-    return np.where(present, np.cumsum(present), 0)[ids], int(present.sum())
 
 
 def _moments(ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

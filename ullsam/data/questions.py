@@ -90,9 +90,9 @@ def _structures(meta: dict) -> str:
     return find_structure(meta).many
 
 
-def _with_wrong(true: str, name: Callable[[dict], str], conflicts: Sequence[set] = CONFLICTS) -> list[str]:
-    """The true name first, then what `name` says of the other synthetic styles, where that is certainly wrong."""
-    names = dict.fromkeys(name(style.meta) for style in PICTURES.values())
+def _with_wrong(sample: Sample, name: Callable[[dict], str], conflicts: Sequence[set] = CONFLICTS) -> list[str]:
+    """What `name` says of the sample, then what it says of the other synthetic styles, where that is certainly wrong."""
+    true, names = name(sample.meta), dict.fromkeys(name(style.meta) for style in PICTURES.values())
     return [true, *(n for n in names if n != true and not any({n, true} <= group for group in conflicts))]
 
 
@@ -104,12 +104,12 @@ def _with_bands(value: float, bands: Sequence) -> list[str]:
 
 def ask_modality(sample: Sample) -> Draft:
     """V: the imaging technique."""
-    return "Which technique made this picture?", _with_wrong(_modality(sample.meta), _modality)
+    return "Which technique made this picture?", _with_wrong(sample, _modality)
 
 
 def ask_structure(sample: Sample) -> Draft:
     """V: what the objects are."""
-    return "Which structures does this picture show?", _with_wrong(_structures(sample.meta), _structures)
+    return "Which structures does this picture show?", _with_wrong(sample, _structures)
 
 
 def ask_count(sample: Sample) -> Draft:
@@ -154,13 +154,13 @@ def ask_largest(sample: Sample) -> Draft | None:
 def ask_instrument(sample: Sample) -> Draft:
     """E: the instrument for more pictures of this kind."""
     question = "You need more pictures of exactly this kind. Which instrument do you book?"
-    return question, [INSTRUMENTS[name] for name in _with_wrong(_modality(sample.meta), _modality, (LIGHT,))]
+    return question, [INSTRUMENTS[name] for name in _with_wrong(sample, _modality, (LIGHT,))]
 
 
 def ask_measurement(sample: Sample) -> Draft:
     """E: the measurement that segmenting the objects allows."""
     question = "The objects of this picture will be segmented one by one. Which table can that give?"
-    return question, [f"the area of each of the {name}" for name in _with_wrong(_structures(sample.meta), _structures)]
+    return question, [f"the area of each of the {name}" for name in _with_wrong(sample, _structures)]
 
 
 def ask_more(first: Sample, second: Sample) -> Draft | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ullsam.checkpoints.loading import load
 from ullsam.config import TrainConfig, fast
 from ullsam.data.corpus import Sample
 from ullsam.data.mixture import Mixture
@@ -18,13 +19,16 @@ from ullsam.data.synthetic import STYLES, generate
 from ullsam.errors import InputError
 from ullsam.evaluation.protocol import mean_scores, score_image
 from ullsam.llm import LanguageModel
-from ullsam.model import ULLSAM, load
+from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
+from ullsam.tiny.config import TinyTrainConfig
 from ullsam.train import fit
 from ullsam.vlsa import vlsa_names
 
 # small enough for a laptop; `view` leaves room for crops at all places of the 512 px canvas of "tiny"
-TRAIN = TrainConfig(stage=3, steps=100, batch_size=4, lr=3e-4, slow=0.5, warmup=10, view=256, coarse_weight=0.5)
+TRAIN = TinyTrainConfig(
+    stage=3, steps=100, batch_size=4, lr=3e-4, transformer_lr_scale=0.5, warmup=10, view=256, coarse_weight=0.5
+)
 FAST = replace(TRAIN, steps=4, batch_size=2, warmup=1, view=0)
 UNSEEN = 2**31  # seeds of synthetic images from here on are never drawn by a Mixture
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ullsam.checkpoints import load_sam
-from ullsam.checkpoints.hub import load_model, local_folder
+from ullsam.checkpoints.loading import SHIPPED, load
 from ullsam.config import ModelConfig
-from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError, reason
-from ullsam.files import read_json
-from ullsam.model import SHIPPED, ULLSAM, load
-from ullsam.predictor import Predictor, prompts_on
-from ullsam.sam import Prompts, encode_image
+from ullsam.files import local_folder, read_json
+from ullsam.llm import load_strictly
+from ullsam.model import ULLSAM
+from ullsam.data.prompts import prompts_on
+from ullsam.predictor import Predictor, View
+from ullsam.types import Prompts
 
 # model_type in config.json -> transformers' classes; SAM 2's folders hold the video model, whose image part we use
 CLASSES = {
@@ -69,46 +69,35 @@ class Baseline(nn.Module):
         self.llm_or_raise()
 
 
-class Encoded(NamedTuple):
-    """An image as a baseline sees it."""
-
-    square: Stretch  # how it lies in the model's input
-    features: object  # what the model's decoder takes
-
-
 class BaselinePredictor(Predictor):
     """`Predictor` for a network of others: prompts are checked and cut into chunks as for our own models.
 
-    A subclass gives `encode` and `segment`; only this class knows how `Predictor` calls them.
+    A subclass gives `encode` and `run`; only this class knows how `Predictor` calls them.
     """
 
     def __init__(self, net: nn.Module, name: str):
         super().__init__(Baseline(net, name))
 
-    def encode(self, rgb: np.ndarray) -> Encoded:
-        """An image, uint8 (H, W, 3), prepared and encoded as the model's authors do it."""
+    def encode(self, image: np.ndarray, side: None = None) -> View:
+        """A uint8 RGB image (H, W, 3), prepared and encoded as the model's authors do it; its square is a Stretch."""
         raise NotImplementedError
 
-    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, view: View, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Masks bool (I, K, H, W), scores (I, K) and logits (I, K, h, w) for prompts in pixels of the model's input."""
         raise NotImplementedError
 
     def knowledge(self) -> None:
         """None: only uLLSAM has knowledge."""
 
-    @torch.inference_mode()
-    def set_image(self, image: np.ndarray) -> None:
-        """Encodes an image, see `Predictor.set_image`."""
-        self._views = (self.encode(to_rgb8(image)),)
-
-    def _given(self, points, labels, box, mask) -> dict[str, np.ndarray]:
+    def check_prompts(self, points, labels, box, mask) -> dict[str, np.ndarray]:
+        """See `Predictor.check_prompts`."""
         if mask is not None:
             raise InputError(f"Model {self.model.config.name} is compared on points and boxes; give no mask.")
-        return super()._given(points, labels, box, None)
+        return super().check_prompts(points, labels, box, None)
 
-    def _decode(self, given: dict[str, np.ndarray], views: tuple[Encoded], use_vlk: bool, kinds: slice):
-        (image,) = views
-        found = self.segment(image, prompts_on(image.square, given, self.model.device), kinds.start > 0)
+    def decode(self, given: dict[str, np.ndarray], knowledge: None, candidates: slice) -> tuple[np.ndarray, ...]:
+        """See `Predictor.decode`."""
+        found = self.run(self.view, prompts_on(self.view.square, given, self.model.device), candidates.start > 0)
         return tuple(x.cpu().numpy() for x in found)
 
 
@@ -119,24 +108,24 @@ class HubPredictor(BaselinePredictor):
         super().__init__(net, name)
         self.processor = processor
 
-    def encode(self, rgb: np.ndarray) -> Encoded:
+    def encode(self, image: np.ndarray, side: None = None) -> View:
         """See `BaselinePredictor.encode`."""
-        batch = self.processor(images=rgb, input_data_format="channels_last", return_tensors="pt")
+        batch = self.processor(images=image, input_data_format="channels_last", return_tensors="pt")
         pixels = batch["pixel_values"].to(self.model.device)  # (1, 3, S, S)
         inner = batch["reshaped_input_sizes"][0].tolist() if "reshaped_input_sizes" in batch else pixels.shape[-2:]
         features = self.model.net.get_image_embeddings(pixels)
         names = ("image_embeddings", "intermediate_embeddings")  # SAM-HQ's decoder reads early layers, too
         features = dict(zip(names, features if isinstance(features, tuple) else (features,), strict=False))
-        return Encoded(Stretch(*rgb.shape[:2], tuple(inner)), features)
+        return View(Stretch(*image.shape[:2], tuple(inner)), features)
 
-    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """See `BaselinePredictor.segment`."""
+    def run(self, view: View, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `BaselinePredictor.run`."""
         labels = None if prompts.labels is None else prompts.labels.long()
         given = {"input_points": prompts.points, "input_labels": labels, "input_boxes": prompts.boxes}
         given = {name: x for name, x in given.items() if x is not None}
-        out = self.model.net(**image.features, **given, multimask_output=multimask)
+        out = self.model.net(**view.features, **given, multimask_output=multimask)
         logits, scores = out.pred_masks[0], out.iou_scores[0]  # (1, I, K, h, w) -> (I, K, h, w)
-        sizes = [[[image.square.height, image.square.width]], [list(image.square.inner)]]  # SAM 2 wants only the first
+        sizes = [[[view.square.height, view.square.width]], [list(view.square.inner)]]  # SAM 2 wants only the first
         sizes = sizes[:1] if "Sam2" in type(self.processor).__name__ else sizes
         return self.processor.post_process_masks([logits], *sizes)[0], scores, logits
 
@@ -148,22 +137,22 @@ class MedSamPredictor(BaselinePredictor):
     Source: MedSAM's inference script.
     """
 
-    def encode(self, rgb: np.ndarray) -> Encoded:
+    def encode(self, image: np.ndarray, side: None = None) -> View:
         """See `BaselinePredictor.encode`."""
         from skimage.transform import resize
 
         size = self.model.net.config.sam.image_size
-        squashed = resize(rgb, (size, size), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
+        squashed = resize(image, (size, size), order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
         low, high = int(squashed.min()), int(squashed.max())
         pixels = torch.from_numpy((squashed - np.float32(low)) / max(high - low, 1e-8)).to(self.model.device)
         pixels = pixels.float().permute(2, 0, 1)[None]  # (S, S, 3) -> (1, 3, S, S)
-        return Encoded(Stretch(*rgb.shape[:2], (size, size)), encode_image(self.model.net.sam.image_encoder, pixels))
+        return View(Stretch(*image.shape[:2], (size, size)), self.model.net.encode(pixels))
 
-    def segment(self, image: Encoded, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """See `BaselinePredictor.segment`."""
+    def run(self, view: View, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """See `BaselinePredictor.run`."""
         candidates = slice(1, None) if multimask else slice(0, 1)
-        logits, scores = (x[0, :, candidates] for x in self.model.net.segment(image.features, prompts))  # (I, K, ..)
-        chances = F.interpolate(logits.sigmoid(), (image.square.height, image.square.width), mode="bilinear")
+        logits, scores = (x[0, :, candidates] for x in self.model.net.segment(view.features, prompts))  # (I, K, ..)
+        chances = F.interpolate(logits.sigmoid(), (view.square.height, view.square.width), mode="bilinear")
         return chances > 0.5, scores, logits
 
 
@@ -203,4 +192,4 @@ def open_predictor(name: str | Path, device: str | torch.device = "cpu") -> Pred
             f"{folder} could not be loaded ({reason(error)}); download its config.json, "
             "preprocessor_config.json and model.safetensors again."
         ) from error
-    return HubPredictor(load_model(net_class, folder, partial=True, dtype=torch.float32).to(device), processor, path.name)
+    return HubPredictor(load_strictly(net_class, folder, partial=True, dtype=torch.float32).to(device), processor, path.name)

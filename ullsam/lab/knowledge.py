@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from ullsam.evaluation.protocol import folder_name, make_prompts
 from ullsam.evaluation.statistics import estimate
 from ullsam.lab.probes import STEPS, ForwardTrace, probe_states, sklearn, trace_corpus, variance_fractions
 from ullsam.model import ULLSAM
-from ullsam.sam import Prompts
 from ullsam.sbr import instance_ids
+from ullsam.types import Prompts
 
 ARMS = {  # what takes the place of an image's own knowledge, then what else is exchanged, for comparison
     "none": "knowledge switched off",
@@ -79,6 +80,8 @@ def measure_knowledge(
     from tqdm import tqdm
 
     start = time.perf_counter()
+    conditions = {"split": split, "points": list(POINTS), "seed": seed, "fit_split": fit_split, "fit_limit": fit_limit}
+    conditions["most_objects"] = most_objects
     _check(model)
     traces, fitted = (
         [x for i, c in enumerate(corpora) for x in trace_corpus(model, c, i, *chosen, progress, keep)]
@@ -90,8 +93,7 @@ def measure_knowledge(
     average = torch.stack([x.knowledge.mean((2, 3), keepdim=True) for x in traces]).mean(0)  # (1, C, 1, 1)
     names, rows = [folder_name(corpus) for corpus in corpora], []
     for i, x in enumerate(tqdm(traces, desc="masks", unit="image", disable=not progress)):
-        prompts, ids = _prompts(x, seed, most_objects, model.device)
-        again, _ = _prompts(x, seed + 1, most_objects, model.device)
+        (prompts, ids), (again, _) = (_prompts(x, seed + k, most_objects, model.device) for k in (0, 1))
         arms = _arms(x, traces[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
         scores = _score_arms(model, x, arms, ids)
         rows.append({"file": x.file, "data": names[x.corpus], "n_objects": len(ids), **scores})
@@ -105,12 +107,7 @@ def measure_knowledge(
     return {
         "model": model.config.name,
         "data": names,
-        "split": split,
-        "points": list(POINTS),
-        "seed": seed,
-        "fit_split": fit_split,
-        "fit_limit": fit_limit,
-        "most_objects": most_objects,
+        **conditions,
         "n_images": len(traces),
         "n_objects": sum(row["n_objects"] for row in rows),
         **result,
@@ -172,8 +169,8 @@ def _arms(x: ForwardTrace, other: ForwardTrace, average: Tensor, prompts: Prompt
         "five": 5 * k,
     }
     arms = {name: (f, prompts, value) for name, value in exchanged.items()} | {"points": (f, again, k)}
-    if f.skips:
-        arms["coarse"] = (f._replace(embedding=other.features.embedding), prompts, k)
+    if getattr(f, "skips", ()):
+        arms["coarse"] = (replace(f, embedding=other.features.embedding), prompts, k)
     return arms | {"features": (other.features, prompts, k)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from ullsam.config import TrainConfig
@@ -26,11 +26,17 @@ def log_run(run: str | Path, note: str, corpora: list, out: str | Path, limit: i
     Raises:
         InputError: the folder holds no run or no model.
     """
+    import torch
+
     from ullsam.evaluation.protocol import evaluate, mean_scores
     from ullsam.model import ULLSAM
     from ullsam.predictor import Predictor
 
-    run, state = Path(run), _checkpoint(Path(run))
+    run = Path(run)
+    if not (run / "checkpoint.pt").is_file():
+        raise InputError(f"There is no training run in {run} (no checkpoint.pt); pass a folder made by training.")
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+    config, usual = state["config"], asdict(TrainConfig())
     predictor = Predictor(ULLSAM.from_pretrained(run))
     results, clicks = (
         [evaluate(predictor, corpus, "val", points, limit=limit) for corpus in corpora] for points in ((1, 3), (1, 0))
@@ -42,7 +48,7 @@ def log_run(run: str | Path, note: str, corpora: list, out: str | Path, limit: i
         "model": predictor.model.config.name,
         "steps": state["step"],
         "hours": round(state["seconds"] / 3600, 3),
-        "settings": _changed(state["config"]),
+        "settings": {name: config[name] for name in usual if name in config and config[name] != usual[name]},
         "images": sum(r["n_images"] for r in results),
         "dice": round(scores["dice_instance"], 4),
         "sa": round(scores["sa50_instance"], 4),
@@ -52,18 +58,3 @@ def log_run(run: str | Path, note: str, corpora: list, out: str | Path, limit: i
     with Path(out).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return line
-
-
-def _checkpoint(run: Path) -> dict:
-    import torch
-
-    path = run / "checkpoint.pt"
-    if not path.is_file():
-        raise InputError(f"There is no training run in {run} (no checkpoint.pt); pass a folder made by training.")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _changed(config: dict) -> dict:
-    """The settings that are not the default ones."""
-    usual = asdict(TrainConfig())
-    return {f.name: config[f.name] for f in fields(TrainConfig) if f.name in config and config[f.name] != usual[f.name]}

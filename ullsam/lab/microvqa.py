@@ -6,6 +6,7 @@ Source: MicroVQA (Burgess et al. 2025); paper, Appendix B and Table 6.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import zlib
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ullsam.data.questions import MOST_CHOICES, TASKS, Question
 from ullsam.errors import InputError
 from ullsam.evaluation.statistics import bootstrap_interval
 from ullsam.files import whole
+from ullsam.llm import LanguageModel
 
 METHODS, IMAGES = ("likelihood", "generate", "official"), ("own", "none", "shuffled")
 LETTERS = {1: "V", 2: "H", 3: "E"}  # the paper's names of the tasks
@@ -45,7 +46,29 @@ def score_options(model, question: Question, use_image: bool = True) -> Tensor:
         float32 (c,); the largest is the model's answer.
     """
     llm, tokens = model.llm_or_raise(), _tokens(model, question) if use_image else None
-    return llm.option_scores(tokens, question.question, question.choices)
+    return option_scores(llm, tokens, question.question, question.choices)
+
+
+def option_scores(llm: LanguageModel, image_tokens: Tensor | None, question: str, options: list[str]) -> Tensor:
+    """Mean log-likelihood per token of each option as the answer, (len(options),); None: text only.
+
+    Args:
+        llm: the language model.
+        image_tokens: (1, N, D) of one image, or (1, k*N, D) of k images one after the other.
+        question: asked after the images; options: the possible answers.
+    """
+    x = llm.prompt(torch.zeros(1, 0, llm.dim) if image_tokens is None else image_tokens, question)  # (1, L, D)
+    start = llm.lm.model(inputs_embeds=x, use_cache=True)  # all that the options share is read once
+    start.past_key_values.batch_repeat_interleave(len(options))
+    rows = [torch.tensor(llm.ids(option + llm.config.end), device=x.device) for option in options]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (options, T), a causal model does not see the padding
+    known = inspect.signature(llm.lm.model.forward).parameters  # transformers renames the cache, model by model
+    cache = {"cache" if "cache" in known else "past_key_values": start.past_key_values}
+    states = llm.lm.model(input_ids=ids, **cache).last_hidden_state
+    first = start.last_hidden_state[:, -1:].expand(len(options), -1, -1)
+    logits = llm.lm.lm_head(torch.cat([first, states[:, :-1]], dim=1)).float()  # the state before predicts a token
+    scores = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]  # (options, T)
+    return torch.stack([row[: len(tokens)].mean() for row, tokens in zip(scores, rows, strict=True)])
 
 
 def _tokens(model, question: Question) -> Tensor:
@@ -56,11 +79,15 @@ def _tokens(model, question: Question) -> Tensor:
 
 def prompt(question: Question) -> str:
     """The question with its choices numbered from 1, and the request to end with "The answer is (X)"."""
-    options = "\n".join(f"  ({i}): {choice}" for i, choice in enumerate(question.choices, 1))
     return (
         "Choose the right answer to this question. Reason first, then close with the sentence "
-        f'"The answer is (X)", where X is the number of an option.\n\n{question.question}\n\nOptions:\n{options}\n'
+        f'"The answer is (X)", where X is the number of an option.{_numbered(question)}'
     )
+
+
+def _numbered(question: Question) -> str:
+    options = "".join(f"  ({i}): {choice}\n" for i, choice in enumerate(question.choices, 1))
+    return f"\n\n{question.question}\n\nOptions:\n{options}"
 
 
 def extract_choice(text: str, count: int) -> int:
@@ -81,11 +108,10 @@ def extract_choice(text: str, count: int) -> int:
 
 def official_prompt(question: Question) -> str:
     """The benchmark's own words, which its published numbers depend on. Source: eval/eval.py of MicroVQA."""
-    options = "".join(f"  ({i}): {choice}\n" for i, choice in enumerate(question.choices, 1))
     return (
         "The following is a multiple choice question (with answers). \n"
         'Think step by step and then output the answer in the format of "The answer is (X)" at the end.'
-        f"\n\n{question.question}\n\nOptions:\n{options}"
+        + _numbered(question)
     )
 
 
@@ -119,18 +145,6 @@ def generate_answer(model, question: Question, use_image: bool = True, max_new_t
     return text, extract_choice(text, len(question.choices))
 
 
-class Answers(Protocol):
-    """Who takes part: anything with a name and these two methods, such as `VisionLanguageModel`, or `RandomGuess`."""
-
-    name: str
-
-    def score(self, question: Question, use_image: bool = True) -> Tensor:
-        """A number per choice, (c,); the largest is the answer."""
-
-    def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
-        """A text in answer to `text`, which holds the question and its choices."""
-
-
 class _OurAnswers:
     """A ULLSAM as a participant."""
 
@@ -160,12 +174,12 @@ class RandomGuess:
         self.seed, self.name = seed, "random"
 
     def score(self, question: Question, use_image: bool = True) -> Tensor:
-        """Random numbers (c,)."""
+        """A number per choice, (c,); the largest is the answer."""
         rng = np.random.default_rng([self.seed, zlib.crc32(str(question.key_question).encode())])
         return torch.from_numpy(rng.random(len(question.choices)))
 
     def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
-        """A sentence that names the same choice."""
+        """An answer to `text`, which holds the question and its choices: a sentence that names the same choice."""
         return f"The answer is ({1 + int(self.score(question).argmax())})."
 
 
@@ -185,7 +199,7 @@ def run(
     """Ask a model all questions and count the right answers; processes of a launcher divide the questions among them.
 
     Args:
-        model: a ULLSAM with a language model, or `Answers` of another class.
+        model: a ULLSAM with a language model, or another participant with a name, `score` and `write`, see `RandomGuess`.
         questions: from `synthetic_questions` or `read_questions`.
         method: "likelihood" (`score_options`), "generate" (`generate_answer`), or "official": as generate, with the
             benchmark's own prompt and its own way of reading the choice.
@@ -221,17 +235,16 @@ def run(
     for index, question in tqdm(left, desc=f"{method}, image {image}", disable=not progress):
         row = _ask(participant, question, method, image != "none", max_new_tokens)
         if file:
-            file.add(index, row)
+            file.add({"index": index, **row})
         new.append((index, (index, row)))
     done |= dict(gather_results(new))
     if file:
         file.finish(done)
     rows = [done[i] for i in range(len(asked))]
     per_task = {}
-    for task in TASKS:
-        hits = [row["correct"] for row in rows if row["task"] == task]
-        if hits:
-            per_task[task] = {"task_str": TASKS[task], "letter": LETTERS[task], "n": len(hits), **_accuracy(hits, seed)}
+    for task, name in TASKS.items():
+        if hits := [row["correct"] for row in rows if row["task"] == task]:
+            per_task[task] = {"task_str": name, "letter": LETTERS[task], "n": len(hits), **_accuracy(hits, seed)}
     return {
         "method": method,
         "image": image,
@@ -249,7 +262,7 @@ def _accuracy(hits: list[bool], seed: int) -> dict:
     return {"accuracy": float(np.mean(hits)), "interval": bootstrap_interval(hits, seed)}
 
 
-def _ask(participant: Answers, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
+def _ask(participant, question: Question, method: str, use_image: bool, max_new_tokens: int) -> dict:
     """One question asked and judged."""
     if method == "likelihood":
         scores = participant.score(question, use_image)
@@ -346,12 +359,21 @@ class AnswerFile:
                 found[index] = row
         distributed_state().wait_for_everyone()
         if not read_lines(self.part, mend=True):
-            self._append({"settings": self.settings})
+            self.add({"settings": self.settings})
         return found
 
-    def add(self, index: int, row: dict) -> None:
-        """Appends one answer at once."""
-        self._append({"index": index, **row})
+    def add(self, line: dict) -> None:
+        """Appends a line at once.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            with self.part.open("a", encoding="utf-8") as file:
+                append_line(file, line)
+        except OSError as error:
+            raise InputError(f"{self.part} cannot be written ({error.strerror}); name another file.") from error
 
     def finish(self, rows: dict[int, dict]) -> None:
         """Puts all answers into the one file, in the order of the questions, and removes the parts."""
@@ -362,14 +384,6 @@ class AnswerFile:
                 new.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
             for part in self._parts():
                 part.unlink()
-
-    def _append(self, row: dict) -> None:
-        try:
-            self.part.parent.mkdir(parents=True, exist_ok=True)
-            with self.part.open("a", encoding="utf-8") as file:
-                append_line(file, row)
-        except OSError as error:
-            raise InputError(f"{self.part} cannot be written ({error.strerror}); name another file.") from error
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{escape(self.path.stem)}.[0-9]*.part"))

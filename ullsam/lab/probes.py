@@ -21,8 +21,8 @@ from ullsam.errors import InputError
 from ullsam.evaluation.protocol import progress_bar, select_records
 from ullsam.evaluation.statistics import bootstrap, estimate
 from ullsam.model import ULLSAM
-from ullsam.sam import ImageFeatures
 from ullsam.sbr import instance_ids
+from ullsam.types import ImageFeatures
 from ullsam.vlsa import pixel_shuffle
 
 STEPS = ("features", "tokens", "hidden", "knowledge")  # encoder, projection, language model, VLSA

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ullsam.config import TrainConfig
 from ullsam.data.corpus import Sample, find_corpora
 from ullsam.data.mixture import Mixture
 from ullsam.data.synthetic import STYLES, generate
@@ -30,9 +29,11 @@ from ullsam.evaluation.statistics import report
 from ullsam.files import write_json
 from ullsam.lab.arms import ARMS, DOMAINS, TABLES, Arm, Row
 from ullsam.llm import load_llm
-from ullsam.model import ULLSAM, load_parts
+from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
 from ullsam.sbr import instance_ids
+from ullsam.tiny.config import TinyTrainConfig
+from ullsam.tiny.recipes import load_parts
 from ullsam.train import fit
 
 SEGMENT = replace(TRAIN, instances=8, precision="bf16", warmup=20, log_every=5)
@@ -99,28 +100,27 @@ class Reproduction:
     """Trains and measures what the tables need; what is on disk already is not done again.
 
     Args:
-        budget: a name of `BUDGETS`, or a Budget. Seeds may be added to results later, all else must stay.
-        folder: of the trained arms; results: the JSON file of the measurements.
+        budget: seeds may be added to results later, all else must stay.
+        folder: of the trained arms; path: of the measurements, a JSON file.
         data: folder with corpora (roles in_domain and out_of_domain); None for synthetic images.
         start: the model that all arms start from; None takes the shipped SAM without language model and the shipped
             uLLSAM's projection and language model.
         command: what was typed, for the results.
 
     Raises:
-        InputError: an unknown budget, or results or trained arms that were made under other conditions.
+        InputError: the measurements were made under other conditions.
     """
 
     def __init__(
         self,
-        budget: str | Budget,
-        folder: str | Path,
-        results: str | Path,
-        data: str | Path | None = None,
+        budget: Budget,
+        folder: Path,
+        path: Path,
+        data: Path | None = None,
         start: ULLSAM | None = None,
         command: str = "",
     ):
-        self.budget = budget if isinstance(budget, Budget) else budget_of(budget)
-        self.folder, self.path, self.command = Path(folder), Path(results), command
+        self.budget, self.folder, self.path, self.command = budget, Path(folder), Path(path), command
         self.corpora = {role: find_corpora(Path(data), role) for role in ("in_domain", "out_of_domain")} if data else {}
         self.start = start or shared_start()
         self.conditions = self._conditions()
@@ -188,7 +188,7 @@ class Reproduction:
             (folder / f"stage{stage}" / "checkpoint.pt").unlink()  # 160 MB that a finished arm needs no more
         return model
 
-    def _settings(self, arm: Arm, stage: int, seed: int) -> TrainConfig:
+    def _settings(self, arm: Arm, stage: int, seed: int) -> TinyTrainConfig:
         steps = self.budget.steps if stage == 3 else self.budget.caption_steps
         common = {
             "steps": steps,
@@ -235,10 +235,11 @@ class Reproduction:
         Of synthetic styles those of the two microscopy domains count as in-domain, the others as out of domain.
         """
         if not self.corpora:
-            roles = {style: "in-domain" if style_domain(style) in DOMAINS else "out-of-domain" for style in STYLES}
-            seeds = range(UNSEEN, UNSEEN + (self.budget.images or 12))
-            made = {style: [partial(generate, style, seed, 256) for seed in seeds] for style in STYLES}
-            return [TestSet(style, style_domain(style), roles[style], images) for style, images in made.items()]
+            seeds, found = range(UNSEEN, UNSEEN + (self.budget.images or 12)), []
+            for style, domain in ((style, spec.meta["domain"]) for style, spec in STYLES.items()):
+                role = "in-domain" if domain in DOMAINS else "out-of-domain"
+                found.append(TestSet(style, domain, role, [partial(generate, style, seed, 256) for seed in seeds]))
+            return found
         chosen = [("in-domain", "test", corpus) for corpus in self.corpora["in_domain"]]
         chosen += [("out-of-domain", None, corpus) for corpus in self.corpora["out_of_domain"]]
         found = []
@@ -250,20 +251,20 @@ class Reproduction:
     def _mixture(self, arm: Arm) -> Mixture:
         corpora = [c for c in self.corpora.get("in_domain", []) if arm.domain in (None, c.meta.get("domain"))]
         wanted = (arm.domain,) if arm.domain else DOMAINS  # what is out of domain stays so
-        styles = [s for s in STYLES if style_domain(s) in wanted]
+        styles = [style for style, spec in STYLES.items() if spec.meta["domain"] in wanted]
         return Mixture([(c, "train") for c in corpora], styles, self.budget.synthetic_fraction if corpora else 1.0)
 
     def _conditions(self) -> dict:
         """What the numbers depend on, as JSON gives it back: lists, not tuples."""
-        sets = {
-            role: {t.name: len(t.images) for t in self.tests() if t.role == role} for role in ("in-domain", "out-of-domain")
-        }
-        usual = asdict(TrainConfig())
+        tests = self.tests()
+        usual = asdict(TinyTrainConfig())
         conditions = {
             "budget": asdict(self.budget),
             "start": {"name": self.start.config.name, "sha256": fingerprint(self.start)},
             "images": "corpora" if self.corpora else "synthetic",
-            "test images": sets,
+            "test images": {
+                r: {t.name: len(t.images) for t in tests if t.role == r} for r in ("in-domain", "out-of-domain")
+            },
             "stage 3": {name: value for name, value in asdict(SEGMENT).items() if value != usual[name]},
         }
         return json.loads(json.dumps(conditions))
@@ -297,11 +298,6 @@ def fingerprint(model: ULLSAM) -> str:
     for name, tensor in sorted(model.own_state().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def style_domain(style: str) -> str:
-    """The domain of a synthetic style: "LM", "EM", "histopathology" or "medical"."""
-    return STYLES[style].meta["domain"]
 
 
 def _comparable(conditions: dict) -> dict:

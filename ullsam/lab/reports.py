@@ -159,9 +159,10 @@ def _masks(title: str, models: dict[str, dict]) -> str:
     rows.append(["**mean of the datasets**", "", "", *(f"**{_pair(result['mean'])}**" for result in models.values())])
     ends = ["{:.3f} to {:.3f}".format(*interval(sets[model])[:, 0]) for model in models]
     rows.append(["95 % interval (Dice)", "", "", *ends])
-    gaps = "".join(f"; minus {model}: {_range(*difference(sets[name], sets[model]), '+')}" for model, _ in others)
+    gaps = [_range(*difference(sets[name], sets[model]), "+") for model, _ in others]
+    rows += [[f"{name} minus this (Dice)", "", "", "", *gaps]] if gaps else []
     points, seed = first["results"][0]["points"], first["results"][0]["seed"]
-    says = f"{name} reaches a mean Dice of {_number(first['mean']['dice_instance'])}{gaps}."
+    says = f"{name} reaches a mean Dice of {_number(first['mean']['dice_instance'])} on {len(first['results'])} datasets."
     conditions = f"Dice / SA. Points of each object, drawn by SBR: {points[0]} inside and {points[1]} outside, seed {seed}."
     table = _table(["dataset", "images", "objects", *models], rows)
     return _section(f"Masks: {title}", says, table, conditions, first)

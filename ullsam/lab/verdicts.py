@@ -15,7 +15,6 @@ from ullsam.lab.arms import DOMAINS, QUESTION_TYPES, QUESTIONS, Row, Table
 
 SMALL = 0.005  # Dice; the intervals are over images and do not hold what another seed changes
 METRICS = ("dice", "sa")
-VERDICTS = ("agrees", "disagrees", "cannot tell")
 IMAGES = {"random": "own", "tiny": "own none shuffled"}  # model -> what `microvqa` shows it for Table 6
 LABELS = {"own": "uLLSAM, its image", "none": "uLLSAM, no image", "shuffled": "uLLSAM, another image"}
 Sets = dict[str, np.ndarray]  # set -> (seeds, images, 2): Dice and SA
@@ -96,7 +95,7 @@ def verdicts(table: Table, results: dict) -> list[Verdict]:
 def summary(claims: Sequence[Verdict]) -> str:
     """One plain sentence: how many of the paper's claims the measurements agree with; "" where there are none."""
     words = [claim.word for claim in claims if claim.asked == "paper"]
-    counts = ", ".join(f"{word} {words.count(word)}" for word in VERDICTS if word in words)
+    counts = ", ".join(f"{word} {words.count(word)}" for word in ("agrees", "disagrees", "cannot tell") if word in words)
     return f"The paper's claims that were measured here: {len(words)} ({counts})." if words else ""
 
 

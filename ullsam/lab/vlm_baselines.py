@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ullsam.checkpoints.hub import WEIGHTS, load_model, local_folder
 from ullsam.data.io import to_rgb8
 from ullsam.data.questions import Question
 from ullsam.errors import InputError, reason
-from ullsam.files import read_json
+from ullsam.files import WEIGHTS, local_folder, read_json
+from ullsam.llm import load_strictly
 
 FILES = (*WEIGHTS, "*.jinja", "*.txt", "*.model")  # chat template and tokenizer come in several files
 
@@ -45,8 +45,8 @@ class VisionLanguageModel:
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise InputError(f"{name} could not be loaded as image-text-to-text ({reason(error)}); {remedy}.") from error
-        options = {"partial": True, "remedy": remedy, "dtype": "auto", "trust_remote_code": False}
-        model = load_model(AutoModelForImageTextToText, folder, **options)
+        options = {"partial": True, "remedy": remedy, "dtype": "auto"}
+        model = load_strictly(AutoModelForImageTextToText, folder, **options)
         if not hasattr(processor, "tokenizer"):
             raise InputError(f"{folder} lacks a tokenizer; download the whole repository of the model.")
         return cls(model.to(device), processor, Path(name).name)

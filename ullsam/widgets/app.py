@@ -62,7 +62,7 @@ class App:
         self._folder = tempfile.TemporaryDirectory(prefix="ullsam_", ignore_cleanup_errors=True)
         self._results = Path(self._folder.name, "results")
         self._results.mkdir()
-        self.files = FileExchange(self.open, self.add_labels, self.open_example, self.results, limit, alone)
+        self.files = FileExchange(self.open, self.add_labels, self.open_example, self.results, limit, alone=alone)
         self._result = ipywidgets.Image(format="jpeg", layout={"width": "100%", "height": "auto"})
         self._table = ipywidgets.HTML()
         self._left = ipywidgets.VBox(layout={"flex": "3 1 560px", "min_width": "min(100%, 280px)"})
@@ -140,9 +140,8 @@ class App:
         """
         plain = re.sub(r"[^\w .()+-]", "_", Path(name.replace("\\", "/")).name).lstrip(". ")[-80:]
         if Path(plain).suffix.lower() not in IMAGE_SUFFIXES:
-            raise InputError(
-                f"{plain or 'The file'} is not one of {', '.join(IMAGE_SUFFIXES)}; save it in one of these formats."
-            )
+            formats = f"{', '.join(IMAGE_SUFFIXES)}; save it in one of these formats"
+            raise InputError(f"{plain or 'The file'} is not one of {formats}.")
         self._uploads += 1
         path = Path(self._folder.name, str(self._uploads), plain)
         path.parent.mkdir()
@@ -153,9 +152,8 @@ class App:
         except InputError as error:
             raise InputError(self._plain(str(error))) from error
         except Exception as error:
-            raise InputError(
-                f"{path.name} cannot be used ({type(error).__name__}); open it in Fiji and save it as png or tif."
-            ) from error
+            problem = f"{path.name} cannot be used ({type(error).__name__})"
+            raise InputError(f"{problem}; open it in Fiji and save it as png or tif.") from error
 
     def _import(self, path: Path) -> None:
         added = self.click.import_labels(path)
@@ -248,17 +246,12 @@ def check_size(path: Path, megapixels: int = MEGAPIXELS) -> None:
         except (UnidentifiedImageError, OSError) as error:
             raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.") from error
     if width * height > megapixels * 10**6:
-        raise InputError(
-            f"{path} has {width} x {height} pixels and the limit is {megapixels} megapixels; crop it or save it smaller."
-        )
+        sizes = f"{width} x {height} pixels and the limit is {megapixels} megapixels"
+        raise InputError(f"{path} has {sizes}; crop it or save it smaller.")
 
 
 def serve(
-    notebook: str | Path = NOTEBOOK,
-    host: str = "127.0.0.1",
-    port: int = 8866,
-    sessions: int = SESSIONS,
-    browser: bool = False,
+    notebook: str | Path = NOTEBOOK, host="127.0.0.1", port: int = 8866, sessions: int = SESSIONS, browser=False
 ) -> None:
     """Serves a notebook until it is interrupted.
 

@@ -208,15 +208,12 @@ class BoxToSegment(Live):
         except (TypeError, ValueError) as error:
             raise InputError(f"The box {box} is not made of numbers; give x0, y0, x1, y1 in pixels.") from error
         if not self._usable(box):
-            raise InputError(
-                f"The box {box} is not usable; give x0 < x1 and y0 < y1, at least partly inside the image "
-                f"of {width} x {height} pixels."
-            )
+            remedy = f"give x0 < x1 and y0 < y1, at least partly inside the image of {width} x {height} pixels"
+            raise InputError(f"The box {box} is not usable; {remedy}.")
         return box
 
     def _usable(self, box: tuple) -> bool:
-        height, width = self.predictor.size
-        x0, y0, x1, y1 = box
+        (height, width), (x0, y0, x1, y1) = self.predictor.size, box
         large = x1 - x0 >= SMALLEST - 1 and y1 - y0 >= SMALLEST - 1  # false for NaN too
         return large and x0 <= width - SMALLEST and y0 <= height - SMALLEST and min(x1, y1) >= SMALLEST - 1
 
@@ -244,10 +241,9 @@ class BoxToSegment(Live):
         self._canvas.image_bytes = png_bytes(scaled(self.image, SIDE))
         self._canvas.observe(self._from_browser(self._dragged), names="bboxes")
         self._canvas.observe(self._from_browser(lambda change: self.choose_class(change["new"])), names="label")
-        self._knowledge = self._on_value(
-            ipywidgets.Checkbox(description="with knowledge (VLK)", indent=False), lambda _: self.toggle_vlk()
-        )
+        self._knowledge = ipywidgets.Checkbox(description="with knowledge (VLK)", indent=False)
         self._knowledge.disabled = self.predictor.model.vlsa is None
+        self._on_value(self._knowledge, lambda _: self.toggle_vlk())
         new = ipywidgets.Text(placeholder="another class", layout={"width": "150px"})
         add = self._button("Add class", lambda: self.add_class(new.value))
         self._result = ipywidgets.Image(format="png", layout=NATURAL)

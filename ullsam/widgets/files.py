@@ -17,12 +17,13 @@ class FileExchange(anywidget.AnyWidget):
     """Buttons and a place to drop a file; a file comes in pieces of one megabyte, so no server's message limit matters.
 
     Args:
-        on_file: called with the name and the bytes of each file that has arrived.
+        on_file: called with the name (text) and the bytes of each file that has arrived.
         on_labels: the same for each file that was sent as a label image of the current image.
         on_example: called when the example is asked for.
         on_results: gives the name and the bytes of what the person downloads.
         limit: megabytes of one file.
-        alone: the page belongs to this widget, and leaving it loses what is not downloaded: the browser asks first.
+        more: `alone=True` where the page belongs to this widget, and leaving it loses what is not downloaded: the browser
+            asks first.
     """
 
     _esm = Path(__file__).with_name("files.js")
@@ -37,13 +38,7 @@ class FileExchange(anywidget.AnyWidget):
     alone = traitlets.Bool(help="leaving the page loses them").tag(sync=True)
 
     def __init__(
-        self,
-        on_file: Callable[[str, bytes], None],
-        on_labels: Callable[[str, bytes], None],
-        on_example: Callable[[], None],
-        on_results: Callable[[], tuple[str, bytes]],
-        limit: int,
-        alone: bool = False,
+        self, on_file: Callable, on_labels: Callable, on_example: Callable, on_results: Callable, limit: int, **more
     ):
         enable_colab()
         self._acts = {
@@ -54,7 +49,7 @@ class FileExchange(anywidget.AnyWidget):
         }
         self._takes = {"image": on_file, "labels": on_labels}
         self._forget()
-        super().__init__(limit=limit, alone=alone)
+        super().__init__(limit=limit, **more)
         self._limit = limit  # what a browser sets does not count
         self.on_msg(self._receive)
 
@@ -85,10 +80,8 @@ class FileExchange(anywidget.AnyWidget):
             if not self._size or len(self._parts) > self._size:
                 raise InputError("The upload was interrupted; choose the file again.")
             if self._size > self._limit * 10**6:
-                raise InputError(
-                    f"{self._name} has {self._size / 1e6:.1f} MB and the limit is {self._limit} MB; "
-                    "crop it or save it smaller."
-                )
+                sizes = f"{self._size / 1e6:.1f} MB and the limit is {self._limit} MB"
+                raise InputError(f"{self._name} has {sizes}; crop it or save it smaller.")
             going = len(self._parts) < self._size
             if not going:
                 name, data, take = self._name, bytes(self._parts), self._take

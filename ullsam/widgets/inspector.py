@@ -179,17 +179,13 @@ class VlsaInspector(Live):
         if self.mode == MODES[2]:
             if self.masks is None:
                 return "Click on an object; right click or Shift + click for outside."
-            areas = [int(m.sum()) for m in self.masks]
-            return (
-                f"{len(self.prompts)} point(s): {areas[0]} pixels with knowledge, {areas[1]} without, agreement "
-                f"(Dice) {dice(*self.masks):.2f}."
-            )
+            on, off = (int(m.sum()) for m in self.masks)
+            areas = f"{on} pixels with knowledge, {off} without, agreement (Dice) {dice(*self.masks):.2f}"
+            return f"{len(self.prompts)} point(s): {areas}."
         values, (row, column) = self.similarity(), self.patch
         alike, pinned = int((values > ALIKE_FROM).sum()) - 1, " (pinned)" if self.pinned else ""
-        return (
-            f"{self.stage}, patch in row {row}, column {column}{pinned}: {alike} of {values.size - 1} other patches "
-            f"have a cosine above {ALIKE_FROM}."
-        )
+        others = f"{alike} of {values.size - 1} other patches have a cosine above {ALIKE_FROM}"
+        return f"{self.stage}, patch in row {row}, column {column}{pinned}: {others}."
 
     def figure(self) -> Figure:
         """The chosen view with its legend."""

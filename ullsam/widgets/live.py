@@ -59,7 +59,8 @@ def gesture(method: Callable) -> Callable:
 class Live:
     """Base of an object with gestures and, when a notebook shows it, a view.
 
-    A class on top has `summary`, `figure`, `_build_view` (the widget, made once) and `_draw` (brings it up to date).
+    A class on top has `summary` (the state in words), `figure` (the state as a picture with its legend), `_build_view` (the
+    widget, made once) and `_draw` (brings it up to date).
     """
 
     def __init__(self):
@@ -69,14 +70,6 @@ class Live:
         self._line: ipywidgets.HTML | None = None  # shows the status in the view
         self._drawing = False
 
-    def summary(self) -> str:
-        """The state in words."""
-        raise NotImplementedError
-
-    def figure(self) -> Figure:
-        """The state as a picture with its legend."""
-        raise NotImplementedError
-
     @property
     def view(self) -> ipywidgets.Widget:
         """What the browser shows; for placing it among other widgets."""
@@ -85,12 +78,6 @@ class Live:
             self._view = self._build_view()
             self._show(self.status)
         return self._view
-
-    def _build_view(self) -> ipywidgets.Widget:
-        raise NotImplementedError
-
-    def _draw(self) -> None:
-        raise NotImplementedError
 
     def _show(self, status: str) -> None:
         with self._turn:

@@ -26,7 +26,6 @@ from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves
 from ullsam.plots.images import panel_grid, show_masks
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_instances
-from ullsam.train import STAGES
 from ullsam.widgets.live import NATURAL, WRAP, Live, gesture, png_bytes
 
 OBJECTS = 8  # at most so many objects of the example image
@@ -146,7 +145,7 @@ class ExampleImage:
             InputError: the checkpoint cannot be read, trains no masks, or is of another model.
         """
         state = read_checkpoint(checkpoint)
-        if STAGES[state["config"]["stage"]].targets != "prompts":
+        if state["config"]["stage"] != 3:
             raise InputError("Example masks come with stage 3; this run trains other parts.")
         with _weights(self.model, state["model"]):
             predictor = Predictor(self.model)

@@ -16,19 +16,8 @@ from ullsam.errors import InputError
 
 SAMPLE = 1024  # percentiles are taken from at most about this many rows and columns
 KEPT = 4  # decoded pages of a file that are kept at hand
-MICROMETRES = {  # in a unit, as programs write it; the micro sign has two code points, and ImageJ escapes it
-    "µm": 1.0,
-    "\u03bcm": 1.0,
-    "\\u00b5m": 1.0,
-    "um": 1.0,
-    "micron": 1.0,
-    "microns": 1.0,
-    "micrometer": 1.0,
-    "nm": 1e-3,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-}
+MICRO = ("µm", "\u03bcm", "\\u00b5m", "um", "micron", "microns", "micrometer")  # two code points, and ImageJ escapes it
+MICROMETRES = dict.fromkeys(MICRO, 1.0) | {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}  # in a unit
 
 
 @dataclass(frozen=True)
@@ -107,10 +96,8 @@ class Pages:
         if channel is None:
             return image
         if not is_index(channel, len(names)):
-            raise InputError(
-                f"There is no channel {channel}; the page has {len(names)} to choose from, numbered from "
-                "0, or None for all together."
-            )
+            choice = f"the page has {len(names)} to choose from, numbered from 0, or None for all together"
+            raise InputError(f"There is no channel {channel}; {choice}.")
         return image[..., channel]
 
     @cached_property
@@ -165,21 +152,17 @@ def display(image: np.ndarray, how: Display) -> np.ndarray:
     """
     if how == Display():
         return to_rgb8(image)
-    together = image.ndim == 3 and image.dtype == np.uint8
-    planes = [image] if together or image.ndim == 2 else np.moveaxis(image, -1, 0)[:3]
-    shown = [_stretch(plane, how) for plane in planes]
-    return to_rgb8(shown[0] if len(shown) == 1 else np.stack(shown, axis=-1))  # 3 x (H, W) -> (H, W, 3)
-
-
-def _stretch(plane: np.ndarray, how: Display) -> np.ndarray:
-    """Numbers of any shape as uint8; percentiles 0 and 100 are the ends of to_rgb8's range."""
-    values = plane.astype(np.float32)
-    steps = tuple(slice(None, None, max(1, side // SAMPLE)) for side in plane.shape[:2])
-    low, high = np.percentile(values[steps], (how.low, how.high))
-    low = 0.0 if how.low == 0 and plane.dtype == np.uint8 else low
-    high = 255.0 if how.high == 100 and plane.dtype == np.uint8 else high
-    fraction = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return np.rint(255 * fraction ** (1 / how.gamma)).astype(np.uint8)
+    whole = image.ndim == 2 or image.dtype == np.uint8
+    stretched = []
+    for plane in [image] if whole else np.moveaxis(image, -1, 0)[:3]:
+        values = plane.astype(np.float32)
+        steps = tuple(slice(None, None, max(1, side // SAMPLE)) for side in plane.shape[:2])
+        low, high = np.percentile(values[steps], (how.low, how.high))
+        if plane.dtype == np.uint8:  # percentiles 0 and 100 are the ends of to_rgb8's range
+            low, high = 0.0 if how.low == 0 else low, 255.0 if how.high == 100 else high
+        fraction = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+        stretched.append(np.rint(255 * fraction ** (1 / how.gamma)).astype(np.uint8))
+    return to_rgb8(stretched[0] if len(stretched) == 1 else np.stack(stretched, axis=-1))  # 3 x (H, W) -> (H, W, 3)
 
 
 def read_pixel_size(path: Path) -> tuple[float, float] | None:
@@ -189,30 +172,19 @@ def read_pixel_size(path: Path) -> tuple[float, float] | None:
     """
     try:
         with open_tiff(path) as tif:
-            size = _ome_size(tif.ome_metadata) if tif.is_ome else _tag_size(tif)
+            tags = tif.pages[0].tags
+            if tif.is_ome:
+                pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+                pairs = [(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY"]
+                size = tuple(float(value) * MICROMETRES[unit.lower()] for value, unit in pairs)
+            else:
+                in_centimetres = "ResolutionUnit" in tags and tags["ResolutionUnit"].value == 3
+                unit = str(tif.imagej_metadata["unit"]).lower() if tif.is_imagej else "cm" if in_centimetres else ""
+                pairs = [tags[f"{a}Resolution"].value for a in "XY"]  # pixels per unit, as a fraction
+                size = tuple(MICROMETRES[unit] * below / above for above, below in pairs)
     except Exception:  # another format, or tags that say nothing: the image can be used without
         return None
-    return size if size and all(np.isfinite(s) and s > 0 for s in size) else None
-
-
-def _ome_size(xml: str) -> tuple[float, float] | None:
-    pixels = ElementTree.fromstring(xml).find(".//{*}Pixels")
-    sizes = [(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm").lower()) for a in "XY"]
-    if any(value is None or unit not in MICROMETRES for value, unit in sizes):
-        return None
-    return tuple(float(value) * MICROMETRES[unit] for value, unit in sizes)
-
-
-def _tag_size(tif) -> tuple[float, float] | None:
-    tags = tif.pages[0].tags
-    if tif.is_imagej:
-        unit = str(tif.imagej_metadata.get("unit", "")).lower()
-    else:
-        unit = "cm" if "ResolutionUnit" in tags and tags["ResolutionUnit"].value == 3 else ""
-    pairs = [tags[f"{a}Resolution"].value for a in "XY" if f"{a}Resolution" in tags]  # pixels per unit, as a fraction
-    if unit not in MICROMETRES or len(pairs) < 2 or not all(above and below for above, below in pairs):
-        return None
-    return tuple(MICROMETRES[unit] * below / above for above, below in pairs)
+    return size if all(np.isfinite(s) and s > 0 for s in size) else None
 
 
 def _channels_last(image: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,26 +137,18 @@ class Autosave:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keeps other sessions from writing projects of this folder, also from other processes.
+    """Keeps sessions of other processes too from writing projects of this folder, by a lock that leaves no file.
 
-    The lock is the folder's own, so it leaves no file. Windows and some network drives have none: there two sessions that
-    save within the same millisecond do not notice each other.
+    Windows and some network drives have none: two sessions that save within the same millisecond do not notice there.
     """
-    try:
-        import fcntl
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
 
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

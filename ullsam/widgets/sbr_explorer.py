@@ -17,6 +17,8 @@ from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, bare_axes, be
 
 SIDE = 300  # longer side of the image in the browser, pixels
 PICTURE_DPI = 85  # of the regions' picture
+CONTROL = {"width": "270px"}
+MARKS = "Green circle: point inside; red cross: point outside."
 MISSING = "a missing object"  # the menu's entry for an instance without pixels
 
 CASES = {  # name of a branch in SbrPoints -> condition and outcome, in the paper's order
@@ -69,14 +71,17 @@ class SbrExplorer(Live):
         if self.image.shape[:2] != labels.shape:
             raise InputError(f"The image is {self.image.shape[:2]} and the label map {labels.shape}; give both of one size.")
         self.zoomed = True
-        self._take(Choice(self._middling(), config or SbrConfig()))
+        areas = [np.count_nonzero(labels == i) for i in self.ids]
+        middling = int(self.ids[np.argsort(areas, kind="stable")[len(areas) // 2]])
+        self._take(Choice(middling, config or SbrConfig()))
         super().__init__()
 
     @gesture
     def choose(self, number: int) -> None:
         """Another object, by its id in the label map."""
         if number not in self.ids:
-            raise InputError(f"The label map has no instance {number}; choose one of {_some(self.ids)}.")
+            some = ", ".join(map(str, self.ids[:12])) + ", ..." * (len(self.ids) > 12)
+            raise InputError(f"The label map has no instance {number}; choose one of {some}.")
         self._change(instance=int(number))
 
     @gesture
@@ -97,17 +102,17 @@ class SbrExplorer(Live):
     @gesture
     def set_erosion(self, distance: float) -> None:
         """Steps of erosion that leave the core."""
-        self._set_config(erosion=distance)
+        self._change(config=replace(self.choice.config, erosion=distance))
 
     @gesture
     def set_ring(self, inner: float, outer: float) -> None:
         """Nearest and farthest distance of the ring."""
-        self._set_config(ring=(inner, outer))
+        self._change(config=replace(self.choice.config, ring=(inner, outer)))
 
     @gesture
     def set_dilation(self, distance: float) -> None:
         """Steps of dilation beyond which the outside begins."""
-        self._set_config(dilation=distance)
+        self._change(config=replace(self.choice.config, dilation=distance))
 
     @gesture
     def set_counts(self, n_pos: int, n_neg: int) -> None:
@@ -124,7 +129,7 @@ class SbrExplorer(Live):
     @gesture
     def set_exclude(self, exclude: bool) -> None:
         """Ring and outside in the background only (True), or also in other objects."""
-        self._set_config(exclude_other_instances=bool(exclude))
+        self._change(config=replace(self.choice.config, exclude_other_instances=bool(exclude)))
 
     @gesture
     def set_zoom(self, zoomed: bool) -> None:
@@ -145,7 +150,15 @@ class SbrExplorer(Live):
 
     def branches(self) -> list[str]:
         """The case of Eq. 3 and that of Eq. 4 that gave the points, in words with the formula and its numbers."""
-        return [self._sentence(eq, name) for eq, name in zip(CASES, self._used(), strict=True)]
+        sizes, sentences = self.sizes(), []
+        for equation, name in zip(CASES, self._used(), strict=True):
+            cases = CASES[equation]
+            condition, outcome = cases[name]
+            symbols = {key if key.startswith("N") else f"|{key}|": value for key, value in sizes.items()}
+            values = ", ".join(f"{symbol} = {value}" for symbol, value in symbols.items() if symbol in condition)
+            number = f"case {list(cases).index(name) + 1} of {len(cases)}"
+            sentences.append(f"{equation}, {number}: {condition} ({values}), so {outcome}.")
+        return sentences
 
     def summary(self) -> str:
         """Object and distances in words."""
@@ -161,28 +174,12 @@ class SbrExplorer(Live):
     def figure(self) -> Figure:
         """The regions in colours, which the legend names, the points, and the branches above."""
         margin = round(2 * self.choice.config.ring_in(self.labels.shape)[1]) + 6 if self.zoomed else None
-        return show_sbr(self.labels, self.choice.instance, self.regions, self.points, margin, self._title())
-
-    def _title(self) -> str:
         cases = [(equation, *CASES[equation][name]) for equation, name in zip(CASES, self._used(), strict=True)]
-        return "\n".join(f"{equation}: {condition},\n{outcome}" for equation, condition, outcome in cases)
+        title = "\n".join(f"{equation}: {condition},\n{outcome}" for equation, condition, outcome in cases)
+        return show_sbr(self.labels, self.choice.instance, self.regions, self.points, margin, title)
 
     def _used(self) -> tuple[str, str]:
         return self.points.positive_branch, self.points.negative_branch
-
-    def _sentence(self, equation: str, name: str) -> str:
-        cases, sizes = CASES[equation], self.sizes()
-        condition, outcome = cases[name]
-        values = ", ".join(f"{_bars(k)} = {v}" for k, v in sizes.items() if _bars(k) in condition)
-        return f"{equation}, case {list(cases).index(name) + 1} of {len(cases)}: {condition} ({values}), so {outcome}."
-
-    def _middling(self) -> int:
-        """The object of median area."""
-        areas = [np.count_nonzero(self.labels == i) for i in self.ids]
-        return int(self.ids[np.argsort(areas, kind="stable")[len(areas) // 2]])
-
-    def _set_config(self, **changes) -> None:
-        self._change(config=replace(self.choice.config, **changes))
 
     def _change(self, **changes) -> None:
         self._take(replace(self.choice, **changes))
@@ -195,50 +192,41 @@ class SbrExplorer(Live):
         self.points, self.choice = points, choice
 
     def _build_view(self) -> ipywidgets.Widget:
-        side = self.choice.config.reference_side
-        self._picture = PointerImage(
-            lambda kind, x, y, _: kind == "click" and self._from_browser(self.click)(x, y),
-            self.labels.shape,
-            "image with the chosen object; click to choose",
-        )
-        self._regions = ipywidgets.Image(format="png", layout=NATURAL)
-        self._table = ipywidgets.HTML()
+        label = "image with the chosen object; click to choose"
+        self._picture = PointerImage(self._pointed, self.labels.shape, label)
+        self._regions, self._table = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
+        objects = ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object", layout=CONTROL)
+        halves = {"step": 0.5, "readout_format": ".1f"}
         self._controls = {
-            "object": self._on_value(
-                ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object", layout={"width": "270px"}),
-                self._chosen,
-            ),
+            "object": self._on_value(objects, lambda i: self.choose_missing() if i == MISSING else self.choose(i)),
             "erosion": self._slider("erosion", 60, self.set_erosion),
-            "ring": self._on_value(
-                _plain(ipywidgets.FloatRangeSlider, "ring", max=60, step=0.5, readout_format=".1f"),
-                lambda ends: self.set_ring(*ends),
-            ),
+            "ring": self._slider("ring", 60, lambda ends: self.set_ring(*ends), ipywidgets.FloatRangeSlider, **halves),
             "dilation": self._slider("dilation", 60, self.set_dilation),
             "n_pos": self._slider("inside Nₚ", 20, lambda n: self.set_counts(n, self.choice.n_neg)),
             "n_neg": self._slider("outside Nₙ", 40, lambda n: self.set_counts(self.choice.n_pos, n)),
             "seed": self._slider("seed", 99, self.set_seed),
-            "exclude": self._on_value(
-                ipywidgets.Checkbox(description="no point on other objects", indent=False), self.set_exclude
-            ),
-            "zoom": self._on_value(ipywidgets.Checkbox(description="zoom to the object", indent=False), self.set_zoom),
+            "exclude": self._tick("no point on other objects", self.set_exclude),
+            "zoom": self._tick("zoom to the object", self.set_zoom),
         }
-        words = (
-            f"Distances as in the paper: pixels of an image of {side} x {side}. Green circle: point inside; red cross: "
-            "point outside."
-        )
+        side = self.choice.config.reference_side
+        words = f"Distances as in the paper: pixels of an image of {side} x {side}. {MARKS}"
         note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>{words}</div>")
-        column = ipywidgets.VBox(
-            [*self._controls.values(), note, self._button("Paper's settings", self.reset)], layout={"width": "290px"}
-        )
+        reset = self._button("Paper's settings", self.reset)
+        column = ipywidgets.VBox([*self._controls.values(), note, reset], layout={"width": "290px"})
         pictures = ipywidgets.HBox([beside(self._picture, 180, SIDE), beside(self._regions, 300)], layout=WRAP)
         right = ipywidgets.VBox([pictures, self._table, self._line], layout={"flex": "1 1 400px"})
         return ipywidgets.HBox([column, right], layout=WRAP)
 
-    def _slider(self, name: str, last: int, act) -> ipywidgets.IntSlider:
-        return self._on_value(_plain(ipywidgets.IntSlider, name, max=last), act)
+    def _pointed(self, kind: str, x: float, y: float, _positive: bool) -> None:
+        if kind == "click":
+            self._from_browser(self.click)(x, y)
 
-    def _chosen(self, value) -> None:
-        self.choose_missing() if value == MISSING else self.choose(value)
+    def _slider(self, name: str, last: int, act, widget=ipywidgets.IntSlider, **options) -> ipywidgets.Widget:
+        slider = widget(description=name, min=0, max=last, continuous_update=False, layout=CONTROL, **options)
+        return self._on_value(slider, act)
+
+    def _tick(self, name: str, act) -> ipywidgets.Widget:
+        return self._on_value(ipywidgets.Checkbox(description=name, indent=False), act)
 
     def _draw(self) -> None:
         c, controls = self.choice, self._controls
@@ -261,27 +249,11 @@ class SbrExplorer(Live):
         show_masks(self.image, None, self.points.points, self.points.labels, ax=axes, truth=self.labels == c.instance)
         self._picture.png = png_bytes(axes.figure)
         self._regions.value = png_bytes(self.figure(), PICTURE_DPI)
-        self._table.value = self._cases_table()
-
-    def _cases_table(self) -> str:
-        """All cases of both equations, the used ones marked."""
-        rows = []
+        rows = []  # all cases of both equations, the used ones marked
         for (equation, cases), used in zip(CASES.items(), self._used(), strict=True):
             rows.append(f"<tr><td colspan=3><b>{equation}</b></td></tr>")
             for name, (condition, outcome) in cases.items():
                 mark, style = ("▶", "font-weight:bold") if name == used else ("", "opacity:0.55")
                 cells = "".join(f"<td style='padding:0 8px'>{html.escape(x)}</td>" for x in (mark, condition, outcome))
                 rows.append(f"<tr style='{style};line-height:1.3'>{cells}</tr>")
-        return f"<table>{''.join(rows)}</table>"
-
-
-def _plain(kind, name: str, **options):
-    return kind(description=name, min=0, continuous_update=False, layout={"width": "270px"}, **options)
-
-
-def _bars(name: str) -> str:
-    return name if name.startswith("N") else f"|{name}|"
-
-
-def _some(ids: np.ndarray) -> str:
-    return ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
+        self._table.value = f"<table>{''.join(rows)}</table>"

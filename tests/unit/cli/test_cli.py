@@ -1,10 +1,12 @@
 """The command table: every kind of command line is understood, wrong ones are one sentence, and help loads nothing heavy."""
 
+import ast
 import json
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ def quoted_commands():
         lines |= set(QUOTED.findall(str(json.loads(path.read_text("utf-8")).get("command"))))
     told = re.compile(r" --note \.\.\.|\.\.\.|\[FOLDER \]|-->|--stage N")  # dots and other hints to the reader
     whole = {told.sub(" ", line.split("-m ullsam ")[1]).strip() for line in lines}
-    return sorted(line for line in whole if len(line.split()) > 1)
+    return sorted(line for line in whole if len(line.split()) > 1 and not line.startswith("COMMAND "))
 
 
 @pytest.mark.parametrize("line", quoted_commands())
@@ -222,3 +224,12 @@ def test_what_the_file_system_refuses_is_one_sentence(tmp_path, capsys, monkeypa
 
 def test_what_is_printed_while_it_runs_is_seen_at_once():
     assert prepare.say.keywords == {"flush": True}
+
+
+def test_what_commands_import_when_they_run_is_there():
+    for path in sorted((ROOT / "ullsam" / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("ullsam."):
+                module = import_module(node.module)
+                lost = [a.name for a in node.names if not hasattr(module, a.name)]
+                assert not lost, f"{path.name}:{node.lineno}: {node.module} has no {', '.join(lost)}"

@@ -115,4 +115,4 @@ def test_wrong_input_is_one_sentence(model, data, capsys, arguments, sentence):
 
 def test_unknown_model(data, tmp_path, capsys):
     assert main(["evaluate", "--model", "huge", "--data", data[0], "--out", str(tmp_path / "r.json")]) == 2
-    assert "one of tiny, usam-tiny" in capsys.readouterr().err
+    assert "tiny or usam-tiny" in capsys.readouterr().err

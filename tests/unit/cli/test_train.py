@@ -14,6 +14,7 @@ from ullsam.cli import main, parse
 from ullsam.config import PAPER_TRAINING, TrainConfig, preset
 from ullsam.model import ULLSAM
 from ullsam.objectives import CaptionObjective
+from ullsam.tiny import TinyTrainConfig
 
 FACTS = {"image_primary_label": ["Microscopy"], "image_secondary_label": ["light microscopy"], "image_panel_type": "single"}
 CAPTIONS = {grey: f"Neurons number {grey}, seen in grey." for grey in (40, 90, 140, 190)}
@@ -98,7 +99,7 @@ def test_the_presets_settings_and_what_changes_them():
     assert config("--preset", "paper", "--stage", "2") == PAPER_TRAINING[2]
     changed = config("--preset", "paper", "--stage", "3", "--lr", "1e-4", "--accumulate", "2", "--precision", "no")
     assert changed == replace(PAPER_TRAINING[3], lr=1e-4, accumulate=2, precision="no")
-    assert config("--preset", "debug", "--stage", "1", "--steps", "5") == TrainConfig(stage=1, steps=5)
+    assert config("--preset", "debug", "--stage", "1", "--steps", "5") == TinyTrainConfig(stage=1, steps=5)
     assert config("--preset", "debug", "--stage", "3", "--recompute", "all").recompute == "all"
 
 

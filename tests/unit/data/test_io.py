@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ullsam.data.decode import count_pages
-from ullsam.data.io import Square, from_square, read_image, read_labels, to_rgb8, to_square, write_labels
+from ullsam.data.io import Square, from_square, read_image, read_labels, renumbered, to_rgb8, to_square, write_labels
 from ullsam.errors import InputError
 
 SIDES = st.integers(2, 90)
@@ -332,6 +332,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_labels(tmp_path / "a.png", np.zeros((3, 3), int))
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.eye(3))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([0, 1], [0, 1]),
+        ([0, 3, 7, 3], [0, 1, 2, 1]),
+        ([9, 5, 2], [3, 2, 1]),
+        ([0, 4_000_000_000, 70_000], [0, 2, 1]),
+        ([], []),
+    ],
+)
+def test_renumbered_ids_keep_their_order(ids, expected):
+    for dtype in (np.int64, np.uint64):
+        np.testing.assert_array_equal(renumbered(np.array([ids, ids], dtype)), [expected, expected])
+    assert renumbered(np.array([True, False])).tolist() == [1, 0]
 
 
 # 8-bit RGB

@@ -290,7 +290,7 @@ def test_without_network(monkeypatch, tmp_path):
 
 
 def test_what_is_no_model(folders, tmp_path):
-    fails("huge", "one of tiny, usam-tiny")
+    fails("huge", "or tiny or usam-tiny")
     fails(tmp_path / "none.pth", "no file or folder")
     fails(tmp_path, "no model in")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

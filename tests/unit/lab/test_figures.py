@@ -26,7 +26,7 @@ ANSWERS = [
 
 @pytest.fixture
 def few_styles(monkeypatch):
-    histology = next(style for style in STYLES if r.style_domain(style) == "histopathology")
+    histology = next(style for style in STYLES if STYLES[style].meta["domain"] == "histopathology")
     chosen = ("fluorescence_nuclei", "em_mitochondria", histology)
     monkeypatch.setattr(r, "STYLES", {style: STYLES[style] for style in chosen})
 

@@ -1,28 +1,36 @@
 """Questions that are true, answers that are counted right, and conditions that do what they say."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import ndimage
 
 import ullsam
-from ullsam.data.questions import AREA_FRACTIONS, COUNTS, INSTRUMENTS, QUESTION_TYPES
+from ullsam import ULLSAM, InputError
+from ullsam.cli import main
+from ullsam.config import LlmConfig
+from ullsam.data.questions import AREA_FRACTIONS, COUNTS, INSTRUMENTS, QUESTION_TYPES, TASKS, Question, synthetic_questions
+from ullsam.lab import microvqa
 from ullsam.lab.microvqa import (
-    TASKS,
-    Question,
-    bootstrap_interval,
+    RandomGuess,
+    difference,
     extract_choice,
     generate_answer,
+    official_choice,
+    official_prompt,
+    option_scores,
     prompt,
     run,
     score_options,
     shuffle_images,
-    synthetic_questions,
 )
+from ullsam.llm import load_llm
 
 QUESTIONS = synthetic_questions(72, seed=3, size=96)
 # style -> (technique, structure), written down here a second time on purpose
@@ -173,6 +181,16 @@ def test_impossible_requests_for_questions(arguments):
         synthetic_questions(*arguments)
 
 
+@torch.no_grad()
+def test_option_scores_equal_the_caption_loss_of_each_option():
+    language = load_llm(LlmConfig(name="debug"))
+    tokens, options = torch.randn(1, 4, language.dim), ["one", "twenty-five", "no"]
+    scores = option_scores(language, tokens, "How many?", options)
+    expected = [-language.caption_loss(tokens, [o], ["How many?"]).item() for o in options]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4)
+    assert option_scores(language, None, "How many?", options).shape == (3,)
+
+
 # ---------------------------------------------------------------- a model whose answers are known
 
 
@@ -194,6 +212,13 @@ class FakeLlm:
         return [self.sentence.format(1 + self.choose(tokens, question, options))]
 
 
+@pytest.fixture(autouse=True)
+def _the_fake_scores_by_itself(monkeypatch):
+    real = microvqa.option_scores
+    fake = lambda llm, *rest: llm.option_scores(*rest) if isinstance(llm, FakeLlm) else real(llm, *rest)  # noqa: E731
+    monkeypatch.setattr(microvqa, "option_scores", fake)
+
+
 class FakeModel:
     """Image tokens are the mean gray of each image: N = 1, D = 1."""
 
@@ -201,7 +226,10 @@ class FakeModel:
     config = ullsam.preset("debug")
 
     def __init__(self, choose, **options):
-        self.llm = FakeLlm(choose, **options) if choose else None
+        self.llm = FakeLlm(choose, **options)
+
+    def llm_or_raise(self):
+        return self.llm
 
     def preprocess(self, images):
         return torch.tensor([float(image.mean()) for image in images]), None
@@ -333,7 +361,7 @@ def test_a_whole_run_of_the_debug_model(debug):
     assert [int(np.argmax(row["scores"])) for row in result["rows"]] == [row["predicted"] for row in result["rows"]]
 
 
-# ---------------------------------------------------------------- extraction and interval
+# ---------------------------------------------------------------- extraction
 
 
 @pytest.mark.parametrize(
@@ -363,21 +391,6 @@ def test_prompt_numbers_the_options_from_one():
     assert lines[-len(QUESTIONS[0].choices) :] == [f"  ({i + 1}): {c}" for i, c in enumerate(QUESTIONS[0].choices)]
     assert QUESTIONS[0].question in lines
     assert extract_choice(prompt(QUESTIONS[0]), 5) == -1  # a model that repeats its prompt has not answered
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 9))
-def test_interval_holds_the_mean_and_repeats(values, seed):
-    low, high = bootstrap_interval(values, seed, draws=300)
-    assert 0 <= low <= np.mean(values) <= high <= 1 or len(values) < 8
-    assert [low, high] == bootstrap_interval(values, seed, draws=300)
-
-
-def test_interval_is_near_the_textbook_one_and_shrinks():
-    values = np.arange(1000) % 2
-    low, high = bootstrap_interval(values)
-    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.5 / 1000**0.5, 0.5 + 1.96 * 0.5 / 1000**0.5), abs=0.005)
-    few = bootstrap_interval(values[:100])
-    assert few[1] - few[0] > 2.5 * (high - low)
 
 
 # ---------------------------------------------------------------- what is refused
@@ -420,3 +433,243 @@ def test_a_model_without_language_model():
     ):
         with pytest.raises(ullsam.InputError, match="no language model"):
             ask()
+
+
+# ---------------------------------------------------------------- answers that are kept
+
+
+NINE = synthetic_questions(9, seed=1, size=64)
+
+
+class Counting(RandomGuess):
+    """Counts what it is asked, and stops after `limit` questions as a power cut would."""
+
+    def __init__(self, limit=None):
+        super().__init__()
+        self.asked, self.limit = [], limit
+
+    def score(self, question, use_image=True):
+        if len(self.asked) == self.limit:
+            raise KeyboardInterrupt
+        self.asked.append(question.key_question)
+        return super().score(question)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(Counting(limit=4), NINE, answers=path)
+    (part,) = tmp_path.glob("*.part")
+    assert len(part.read_text().splitlines()) == 1 + 4  # the settings and four answers, each there at once
+    part.write_text(part.read_text() + '{"index": 4, "key_que')  # cut off in the middle of a line
+    rest = Counting()
+    result = run(rest, NINE, answers=path)
+    assert rest.asked == [q.key_question for q in NINE[4:]]
+    assert result == run(Counting(), NINE)
+    assert list(tmp_path.iterdir()) == [path]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["index"] for line in lines[1:]] == list(range(9))
+    assert [line["predicted"] for line in lines[1:]] == [r["predicted"] for r in result["rows"]]
+    again = Counting()
+    assert run(again, NINE, answers=path) == result and again.asked == []
+
+
+def test_parts_of_several_processes_are_taken_together(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    whole = run(Counting(), NINE, answers=path)
+    head, *lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    (tmp_path / "answers.0.part").write_text(head + "".join(lines[::2]))
+    (tmp_path / "answers.1.part").write_text(head + lines[1] + lines[3])
+    rest = Counting()
+    assert run(rest, NINE, answers=path) == whole
+    assert rest.asked == [NINE[5].key_question, NINE[7].key_question]
+
+
+def test_answers_of_another_run_are_not_taken_over(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    run(Counting(), NINE, answers=path)
+    for other in ({"image": "none"}, {"method": "generate"}, {"seed": 4}):
+        with pytest.raises(InputError, match="other settings"):
+            run(Counting(), NINE, answers=path, **other)
+    with pytest.raises(InputError, match="other settings"):
+        run(Counting(), synthetic_questions(9, seed=2, size=64), answers=path)
+    model = ULLSAM.from_preset("debug")
+    debug = tmp_path / "debug.jsonl"
+    run(model, NINE[:1], answers=debug)
+    with torch.no_grad():
+        next(model.projection.parameters()).add_(1)
+    with pytest.raises(InputError, match="other settings"):  # the same name, but weights of another training
+        run(model, NINE[:1], answers=debug)
+    path.write_text("no json\n")
+    with pytest.raises(InputError, match="not valid JSON"):
+        run(Counting(), NINE, answers=path)
+
+
+def test_line_separators_in_an_answer_are_no_ends_of_lines(tmp_path):
+    class Odd(RandomGuess):
+        def write(self, *args):
+            return "first\u2028second\u2029third\x0b\x1c\x85 The answer is (1)"
+
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(Odd(), 3), NINE, "generate", answers=path)
+    result = run(Odd(), NINE, "generate", answers=path)
+    assert run(Odd(), NINE, "generate", answers=path) == result
+    assert {row["text"] for row in result["rows"]} == {Odd().write()} and "\u2028" in path.read_text("utf-8")
+
+
+class Stopping:
+    """Writes as another does, and stops after `limit` answers."""
+
+    def __init__(self, other, limit):
+        self.other, self.limit, self.name, self.score = other, limit, other.name, other.score
+
+    def write(self, *args):
+        self.limit -= 1
+        if self.limit < 0:
+            raise KeyboardInterrupt
+        return self.other.write(*args)
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        run(RandomGuess(), NINE, answers=tmp_path / "file" / "answers.jsonl")
+
+
+# ---------------------------------------------------------------- the benchmark's protocol
+
+
+def test_official_words_and_extraction():
+    text = official_prompt(NINE[0])
+    assert text.startswith("The following is a multiple choice question (with answers). \nThink step by step and then")
+    assert text.endswith("".join(f"  ({i}): {c}\n" for i, c in enumerate(NINE[0].choices, 1)))
+    readings = {
+        "The answer is (2)": 1,
+        "answer is **3**": 2,
+        "the answer is 1. answer is 2": 0,
+        "Answer is 2": -1,
+        "": -1,
+        "The answer is B": -1,
+        "answer is (9)": 8,
+        "answer is **(4)**": 3,
+    }
+    for words, expected in readings.items():
+        assert official_choice(words, 5) == expected
+
+
+def test_an_answer_that_is_no_choice_is_wrong_but_no_bad_response():
+    class Nine(RandomGuess):
+        def write(self, *args):
+            return "The answer is (9)"
+
+    official, ours = (run(Nine(), NINE, method) for method in ("official", "generate"))
+    assert (official["accuracy"], official["bad_response_rate"]) == (0, 0)
+    assert (ours["accuracy"], ours["bad_response_rate"]) == (0, 1)
+
+
+def test_random_guesses_are_at_chance_and_repeat():
+    questions = [replace(q, key_question=i) for i, q in enumerate(NINE * 100)]
+    result = run(RandomGuess(), questions)
+    assert abs(result["accuracy"] - result["chance"]) < 0.06
+    assert result["accuracy"] == run(RandomGuess(), questions, "official")["accuracy"]
+    assert run(RandomGuess(1), questions)["accuracy"] != result["accuracy"]
+    tasks = result["per_task"]
+    assert [tasks[i]["letter"] for i in (1, 2, 3)] == ["V", "H", "E"]
+    for part in tasks.values():
+        assert part["interval"][0] < part["accuracy"] < part["interval"][1] and part["n"] == 300
+
+
+def test_difference_is_paired():
+    a, b = ({"rows": [{"correct": c} for c in row]} for row in ([1, 1, 1, 0], [0, 1, 1, 0]))
+    found = difference(a, b)
+    assert found["mean"] == 0.25 and 0 <= found["interval"][0] <= 0.25 <= found["interval"][1]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_in_all_conditions(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    folder = tmp_path / "set"
+    assert main(["make-questions", str(folder), "--count", "9", "--seed", "1"]) == 0
+    capsys.readouterr()
+    ULLSAM.from_preset("debug").save_pretrained(tmp_path / "small")
+    out = tmp_path / "out" / "result.json"
+    words = [
+        "microvqa",
+        "--model",
+        str(tmp_path / "small"),
+        "--data",
+        str(folder),
+        "--method",
+        "likelihood",
+        "official",
+        "--image",
+        "own",
+        "none",
+        "shuffled",
+        "--limit",
+        "4",
+        "--max-new-tokens",
+        "3",
+        "--out",
+        str(out),
+    ]
+    assert main(words) == 0
+    result = json.loads(out.read_text())
+    assert [(r["method"], r["image"], r["n_questions"]) for r in result["results"]] == [
+        (method, image, 4) for method in ("likelihood", "official") for image in ("own", "none", "shuffled")
+    ]
+    assert [(d["method"], d["second"]) for d in result["differences"]] == [
+        (method, image) for method in ("likelihood", "official") for image in ("none", "shuffled")
+    ]
+    assert str(tmp_path) not in out.read_text() and "rows" not in result["results"][0]
+    printed = capsys.readouterr().out
+    assert "chance" in printed and "likelihood: image own minus none" in printed
+    files = sorted(p.name for p in out.parent.iterdir())
+    assert len(files) == 7 and "result.official.none.jsonl" in files
+    for r in result["results"]:
+        rows = [json.loads(x) for x in (out.parent / r["answers"]).read_text().split("\n")[1:-1]]
+        assert r["accuracy"] == np.mean([x["correct"] for x in rows])
+
+
+def test_the_command_on_synthetic_questions_at_random(tmp_path):
+    out = tmp_path / "r.json"
+    assert main(["microvqa", "--model", "random", "--count", "6", "--image", "own", "--out", str(out)]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert (result["model"], result["data"], result["n_questions"]) == ("random", "synthetic", 6)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "guess"], "guess is no method"),
+        (["--image", "blurred"], "blurred is no method"),
+        (["--limit", "0"], "1 or more"),
+        (["--data", "nowhere"], "no folder nowhere"),
+        (["--out", "."], "is a folder"),
+        (["--model", "huge"], "or tiny or usam-tiny"),
+    ],
+)
+def test_wrong_input_is_one_sentence(words, sentence, tmp_path, capsys):
+    assert main(["microvqa", "--model", "random", "--count", "2", "--out", str(tmp_path / "r.json"), *words]) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    ULLSAM.from_preset("debug").save_pretrained(tmp_path / "small")
+    results = []
+    for count in (1, 2):
+        out = tmp_path / str(count) / "r.json"
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", "-m"]
+        words += ["ullsam", "microvqa", "--model", str(tmp_path / "small"), "--count", "7", "--out", str(out)]
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written to") == 1
+        assert ("4/4" in done.stderr) is ("3/3" in done.stderr) is (count == 2)  # each process asks its share
+        results.append(json.loads(out.read_text())["results"])
+        assert sorted(p.suffix for p in out.parent.iterdir()) == [".json", ".jsonl", ".jsonl"]
+    assert results[0] == results[1]

@@ -12,7 +12,7 @@ from ullsam.data.synthetic import STYLES
 from ullsam.lab import replication as r
 from ullsam.lab.arms import ARMS, DOMAINS, TABLES
 
-HISTOLOGY = next(style for style in STYLES if r.style_domain(style) == "histopathology")
+HISTOLOGY = next(style for style in STYLES if STYLES[style].meta["domain"] == "histopathology")
 SHORT = r.Budget(steps=1, caption_steps=1, batch_size=1, seeds=(0,), images=1, objects=2)
 
 

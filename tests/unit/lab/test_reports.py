@@ -67,7 +67,7 @@ def test_masks_are_told_per_dataset_with_intervals_and_differences(results):
     assert cells(text, "cells") == ["cells", "2", "7", "0.812 / 0.900", "0.700 / 0.650"]
     assert cells(text, "95 % interval (Dice)")[3:] == ["0.762 to 0.862", "0.650 to 0.750"]
     assert cells(text, "mean of the datasets")[3:] == ["0.812 / 0.900", "0.700 / 0.650"]
-    assert "minus uSAM-tiny: +0.112 (+0.112 to +0.112)" in text  # images are paired
+    assert cells(text, "uLLSAM-tiny minus this (Dice)")[4] == "+0.112 (+0.112 to +0.112)"  # images are paired
     assert "a/b" not in text and "--split test" in text  # the command, without its folders
 
 

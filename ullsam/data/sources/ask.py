@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class Server:
     max_tokens: int = 256
     temperature: float = 0.0
     longest: int = 1024  # side of the picture that is sent, in pixels
-    key: str = ""  # of the server, where it wants one
+    # of the server, where it wants one; from outside, so that it is never part of a command line
+    key: str = field(default_factory=lambda: os.environ.get("OPENAI_API_KEY", ""), repr=False)
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -189,8 +190,3 @@ def _ask_once(server: Server, picture: str, prompt: str) -> str:
     if not text:
         raise ValueError("an empty answer")
     return (text[: text.rfind(".") + 1] or text) if choice.get("finish_reason") == "length" else text
-
-
-def server_key() -> str:
-    """The server's key from OPENAI_API_KEY, so that it is never part of a command line."""
-    return os.environ.get("OPENAI_API_KEY", "")

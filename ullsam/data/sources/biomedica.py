@@ -61,14 +61,6 @@ class ShardStream:
         with self._explained():
             yield from self.stream
 
-    def state_dict(self) -> dict:
-        """Where the stream is, as plain numbers and words."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        """Goes to where another stream of the same shards was."""
-        self.stream.load_state_dict(state)
-
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -107,7 +99,7 @@ def save_pairs(
         return len(known)
     resumable = isinstance(samples, ShardStream)
     if resumable and position.is_file():
-        samples.load_state_dict(json.loads(position.read_text(encoding="utf-8")))
+        samples.stream.load_state_dict(json.loads(position.read_text(encoding="utf-8")))
     with table.open("a", encoding="utf-8") as file:
         for number, sample in enumerate(samples, 1):
             row = None if sample["__key__"] in known else _pair(sample, folder / "images")
@@ -117,7 +109,7 @@ def save_pairs(
                 if say and len(known) % 1000 == 0:
                     say(f"{len(known)} of {most} pairs")
             if resumable and (number % every == 0 or len(known) >= most):
-                write_json(position, samples.state_dict())
+                write_json(position, samples.stream.state_dict())
             if len(known) >= most:
                 break
     if not known:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ullsam.data.corpus import Sample
-from ullsam.data.synthetic import scenes, textures
+from ullsam.data.synthetic import scenes
 from ullsam.data.synthetic.parts import Pen
 from ullsam.errors import InputError
 
@@ -30,13 +30,13 @@ class Style:
 
 
 def _read_styles(path: Path) -> dict[str, Style]:
-    """All styles by name; a painter is a function of scenes.py or textures.py."""
+    """All styles by name; a painter is a function of scenes.py."""
     styles = {}
     with path.open(encoding="utf-8", newline="") as rows:
         for row in csv.DictReader(rows):
-            paint = getattr(scenes, row["painter"], None) or getattr(textures, row["painter"])
             facts = {key: row[key] for key in ("domain", "modality", "specimen", "structure", "description")}
-            styles[row["name"]] = Style(paint, {"name": f"synthetic_{row['name']}", **facts, "synthetic": True})
+            meta = {"name": f"synthetic_{row['name']}", **facts, "synthetic": True}
+            styles[row["name"]] = Style(getattr(scenes, row["painter"]), meta)
     return styles
 
 

@@ -72,7 +72,7 @@ def test_shards_stream_and_resume(tmp_path):
     assert save_pairs(ShardStream(paths), tmp_path / "p", most=2, every=1) == 2
     position = json.loads((tmp_path / "p" / "position.json").read_text())
     again = ShardStream(paths)
-    again.load_state_dict(position)
+    again.stream.load_state_dict(position)
     assert next(iter(again))["__key__"] == "PMC2_fig_2"  # what was seen is not read again
     assert save_pairs(ShardStream(paths), tmp_path / "p", most=99) == 5
     rows = read_lines(tmp_path / "p" / "captions.jsonl")
