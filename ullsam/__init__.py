@@ -7,7 +7,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_PLACES = {  # where a public name is defined
+_DEFINED_IN = {  # where a public name is defined
     "checkpoints.loading": "load shipped",
     "config": "PRESETS LlmConfig ModelConfig SamConfig TrainConfig fast preset",
     "data.corpus": "Corpus Sample data_root find_corpora",
@@ -29,7 +29,7 @@ _PLACES = {  # where a public name is defined
 }
 _EXTENDED = ("PRESETS", "ULLSAM", "build_sam", "fit", "preset")
 _ROOMS = ("checkpoints", "data", "evaluation", "lab", "losses", "plots", "sbr", "tiny", "vlsa", "widgets")
-_MODULES = {name: f"{__name__}.{place}" for place, names in _PLACES.items() for name in names.split()}
+_MODULES = {name: f"{__name__}.{module}" for module, names in _DEFINED_IN.items() for name in names.split()}
 __all__ = sorted([*_MODULES, "show"])
 
 

@@ -41,7 +41,9 @@ def read_torch(path: str | Path, remedy: str = "get it again", mapped: bool = Tr
         InputError: there is no such file, or it is cut off, no PyTorch file, or holds objects that could run code.
     """
     path = _existing(path, remedy)
-    if _is_new_pickle(path):
+    with path.open("rb") as file:
+        newer = file.read(2) in (b"\x80\x04", b"\x80\x05")  # protocols that torch does not write
+    if newer:
         raise InputError(f"{path} is a pickle, which could run code, so it is not opened; {ALONE}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -66,12 +68,6 @@ def _existing(path: str | Path, remedy: str = "get it again") -> Path:
     if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         raise InputError(f"{path} ends too early, it was cut off; {remedy}.")
     return path
-
-
-def _is_new_pickle(path: Path) -> bool:
-    """True for a pickle of a protocol that torch does not write and does not read without running code."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"\x80\x04", b"\x80\x05")
 
 
 def _refused(path: Path, reason: str, remedy: str) -> str:
@@ -108,17 +104,17 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+    files = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(x, str) and Path(x).name == x for x in files.values()):
         raise InputError(f"{folder / INDEX} does not say which file holds which weight; get it again.")
-    shards = sorted(set(places.values()))
+    shards = sorted(set(files.values()))
     absent = [name for name in shards if not (folder / name).is_file()]
     if absent:
         raise InputError(f"{folder} lacks {_few(absent)} of {len(shards)} shards; download what is missing.")
     state = {}
     for name in shards:
         state |= _read_shard(folder / name)
-    check_names(places, state, folder)
+    check_names(files, state, folder)
     return state
 
 

@@ -206,8 +206,8 @@ def sample_box(labels: np.ndarray, instance: int, rng: np.random.Generator, jitt
     Args:
         labels: integer or bool (H, W), the label map.
         instance: id of the instance, not 0.
-        rng: numpy random generator; each edge moves by a uniform share of the box's width or height.
-        jitter: largest share, 0 for the exact box.
+        rng: numpy random generator; each edge moves by a uniform fraction of the box's width or height.
+        jitter: largest fraction, 0 for the exact box.
     Returns:
         float32 (4,), x0, y0, x1, y1: centres of the outermost pixels, inside the image.
     Raises:
@@ -215,7 +215,7 @@ def sample_box(labels: np.ndarray, instance: int, rng: np.random.Generator, jitt
     """
     _check(labels, instance)
     if jitter < 0:
-        raise InputError(f"jitter={jitter} is negative; give a share of the box's side, 0 or more.")
+        raise InputError(f"jitter={jitter} is negative; give a fraction of the box's side, 0 or more.")
     x, y, width, height = cv2.boundingRect((labels == instance).view(np.uint8))
     if not width:
         raise InputError(f"labels holds no pixel of instance {instance}; choose one of instance_ids(labels).")

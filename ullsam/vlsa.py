@@ -166,7 +166,7 @@ class PaperVLSA(VLSA):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = pixel_unshuffle(to_grid(self.mlp(hidden)), self.shape.ratio)  # (B, N, 4C) -> (B, h, w, C)
-        x = F.layer_norm(x, x.shape[-1:])  # over the channels of each place, without parameters
+        x = F.layer_norm(x, x.shape[-1:])  # over the channels of each position, without parameters
         x = x if self.scale is None else x * self.scale + self.shift
         return x.permute(0, 3, 1, 2)  # (B, C, h, w)
 

@@ -65,5 +65,5 @@ class Official(nn.Module):
         states, unused = self.words(pixels)
         logits = self.masks(pixels, states, batch["prompts"])
         truth = batch["truth"].flatten(0, 1).float()
-        parts = mask_losses(logits, torch.zeros(len(logits)), truth, batch["valid"].flatten(), False)
+        parts = mask_losses(logits, truth, batch["valid"].flatten())
         return 0 * unused + parts["bce"] + parts["dice"]

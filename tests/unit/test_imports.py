@@ -213,9 +213,7 @@ def module_under(name):
 def test_unit_tests_mirror_the_package():
     tests = ROOT / "tests" / "unit"
     names = [path.relative_to(tests) for path in sorted(tests.rglob("test_*.py"))]
-    lost = [
-        name for name in names if name.as_posix() not in OF_NO_MODULE and not any(map(Path.is_file, module_under(name)))
-    ]
+    lost = [name for name in names if name.as_posix() not in OF_NO_MODULE and not any(map(Path.is_file, module_under(name)))]
     wrong = [f"tests/unit/{name} has no {module_under(name)[0].relative_to(ROOT)}" for name in lost]
     wrong += [f"OF_NO_MODULE names {name}, which is not there" for name in OF_NO_MODULE if not (tests / name).is_file()]
     assert not wrong, report(wrong)

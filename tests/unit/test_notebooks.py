@@ -8,7 +8,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 COURSE = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-SETUP = 'import sys\nif "google.colab" in sys.modules:'
+SETUP = 'import sys\n\nif "google.colab" in sys.modules:'
 
 
 @pytest.fixture(params=COURSE, ids=lambda p: p.stem)

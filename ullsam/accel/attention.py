@@ -1,6 +1,6 @@
 """SAM's transformer block and its attention with relative positions: exact, faster, and with less in memory at once.
 
-Letters: B images or windows, H heads, n = h*w places of the grid, d width of one head, D = H*d width of the transformer.
+Letters: B images or windows, H heads, n = h*w positions of the grid, d width of one head, D = H*d width of the transformer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FastAttention(Attention):
     """SAM's attention on PyTorch's fused kernel: same parameters, same result up to rounding.
 
     With `normalise` queries and keys of each head are normalised first, so that no weight can make attention look at one
-    place only. Source: "Scaling vision transformers to 22 billion parameters" (Dehghani et al. 2023).
+    position only. Source: "Scaling vision transformers to 22 billion parameters" (Dehghani et al. 2023).
     """
 
     def __init__(self, dim: int, heads: int, use_rel_pos: bool, side: int, normalise: bool = False):
@@ -140,13 +140,13 @@ class _RelativeAttention(torch.autograd.Function):
         tensors = ctx.saved_tensors
         grads = [torch.zeros_like(x) for x in tensors]
         for keys, queries in _parts(grad, ctx.at_once):
-            places = (queries, keys, keys, queries, queries)
-            inputs = [x[place].detach().requires_grad_() for x, place in zip(tensors, places, strict=True)]
+            positions = (queries, keys, keys, queries, queries)
+            inputs = [x[position].detach().requires_grad_() for x, position in zip(tensors, positions, strict=True)]
             with torch.enable_grad():
                 out = _plain(*inputs)
             pieces = torch.autograd.grad(out, inputs, grad[queries])
-            for whole, place, piece in zip(grads, places, pieces, strict=True):
-                whole[place] += piece
+            for whole, position, piece in zip(grads, positions, pieces, strict=True):
+                whole[position] += piece
         return *grads, None
 
 

@@ -28,8 +28,8 @@ def distributed_state():
 
 def device() -> torch.device:
     """Where this process computes: its own GPU if there is one, else the CPU."""
-    place = distributed_state().device
-    return place if place.type == "cuda" else torch.device("cpu")
+    own = distributed_state().device
+    return own if own.type == "cuda" else torch.device("cpu")
 
 
 def local_items(items: Sequence[T]) -> list[T]:
@@ -42,7 +42,7 @@ def gather_results(numbered: Sequence[tuple[int, T]]) -> list[T]:
     """The results of all processes, sorted by their numbers, for every process.
 
     Args:
-        numbered: (number, result) of this process; no number occurs twice in the team.
+        numbered: (number, result) of this process; no number occurs twice among them.
     """
     from accelerate.utils import gather_object
 

@@ -14,8 +14,8 @@ ROWS = 32  # image rows computed at a time, so that they stay in the processor's
 def enlarge_masks(logits: Tensor, square: Square) -> np.ndarray:
     """Where `data.io.from_square` of the logits is above 0, without computing the rest.
 
-    Between places whose logits are all negative, bilinear interpolation is negative; so the rows and columns that a
-    positive place reaches hold the whole mask.
+    Between positions whose logits are all negative, bilinear interpolation is negative; so the rows and columns that a
+    positive position reaches hold the whole mask.
 
     Args:
         logits: float (K, h, w) of K masks over the whole model square.
@@ -37,9 +37,9 @@ def enlarge_masks(logits: Tensor, square: Square) -> np.ndarray:
 
 
 def _neighbours(count: int, side: int, first: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For `size` pixels of an axis from pixel `first`: the places before and after each, and the weight of the latter.
+    """For `size` pixels of an axis from pixel `first`: the positions before and after each, and the weight of the latter.
 
-    The convention of torch's bilinear interpolation without aligned corners: `count` places share `side` pixels.
+    The convention of torch's bilinear interpolation without aligned corners: `count` positions share `side` pixels.
     """
     centre = (torch.arange(first, first + size) + 0.5) * (count / side) - 0.5
     centre = centre.clamp(0, count - 1)
@@ -48,7 +48,7 @@ def _neighbours(count: int, side: int, first: int, size: int) -> tuple[Tensor, T
 
 
 def _reach(positive: Tensor, axis: tuple[Tensor, Tensor, Tensor]) -> slice:
-    """The pixels from the first to the last that has a positive place beside it; an empty slice if there is none."""
+    """The pixels from the first to the last that has a positive position beside it; an empty slice if there is none."""
     before, after, _ = axis
     pixels = (positive[before] | positive[after]).nonzero()
     return slice(int(pixels[0]), int(pixels[-1]) + 1) if len(pixels) else slice(0, 0)

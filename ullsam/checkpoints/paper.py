@@ -70,8 +70,14 @@ def load_paper(
     language, base = _open_language(llm, not theirs, dtype, device)
     model = ULLSAM.frame(ModelConfig(name="paper", sam=config, llm=language.config), language, seed)
     state = {"sam." + k: v for k, v in plain.items()}
-    state |= dict(from_official(model, theirs, ullsam)) if theirs else _projection_base(model, base)
-    model.fill(state, sam or ullsam, dtype, device, _may_be_absent(theirs))
+    absent = ("llm.", "projection.", "vlsa.")  # there already: random, or read with the language model
+    if theirs:
+        state |= dict(from_official(model, theirs, ullsam))
+        absent = () if is_complete(theirs) else ("vlsa.scale", "vlsa.shift")
+    else:  # of InternVL's projection what fits the shapes of ours
+        own = model.projection.mlp.state_dict()
+        state |= {"projection.mlp." + k: v for k, v in base.items() if k in own and v.shape == own[k].shape}
+    model.fill(state, sam or ullsam, dtype, device, absent)
     if lora_rank:
         model.llm = add_adapters(model.llm, replace(model.llm.config, lora_rank=lora_rank), seed)
         model.config = replace(model.config, llm=model.llm.config)
@@ -83,13 +89,6 @@ def add_adapters(language: LanguageModel, config: LlmConfig, seed: int = 0) -> L
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return as_language_model(add_lora(language.lm, config), language.tokenizer, config)
-
-
-def _may_be_absent(theirs: dict[str, Tensor]) -> tuple[str, ...]:
-    """What the files need not hold: it is there already, random or read with the language model."""
-    if not theirs:
-        return "llm.", "projection.", "vlsa."
-    return () if is_complete(theirs) else ("vlsa.scale", "vlsa.shift")
 
 
 def _sam_part(sam, theirs: dict[str, Tensor], ullsam) -> dict[str, Tensor]:
@@ -124,10 +123,3 @@ def _cast(language: LanguageModel, dtype, device) -> LanguageModel:
     for parameter in language.parameters():
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     return language.to(device)
-
-
-def _projection_base(model: ULLSAM, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of InternVL's projection what fits the shapes of ours."""
-    own = model.projection.mlp.state_dict()
-    fits = {k: v for k, v in base.items() if k in own and v.shape == own[k].shape}
-    return {"projection.mlp." + k: v for k, v in fits.items()}

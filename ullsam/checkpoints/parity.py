@@ -12,7 +12,7 @@ from ullsam.checkpoints.internlm2 import llama_config
 from ullsam.checkpoints.official import from_official, load_official, official_sam_config
 from ullsam.config import LlmConfig, ModelConfig, SamConfig
 from ullsam.errors import InputError
-from ullsam.files import read_json, read_safetensors
+from ullsam.files import check_shapes, read_json, read_safetensors
 from ullsam.llm import LanguageModel, empty_lm
 from ullsam.model import ULLSAM
 from ullsam.sam import encode_prompts
@@ -53,13 +53,15 @@ def check_parity(folder: str | Path) -> dict[str, float]:
     unknown = [name for name in recorded if name not in found and name not in INPUTS]
     if unknown:
         raise InputError(f"{folder / RECORDED} has {', '.join(unknown)}, which is not compared; known: {', '.join(found)}.")
-    return {name: _difference(x, recorded[name], name) for name, x in found.items() if name in recorded}
-
-
-def _difference(ours: Tensor, theirs: Tensor, name: str) -> float:
-    if ours.shape != theirs.shape:
-        raise InputError(f"{name} is {tuple(theirs.shape)} in the recording, ours {tuple(ours.shape)}; the sizes differ.")
-    return (ours - theirs).abs().max().item()
+    check_shapes(
+        (
+            (k, tuple(recorded[k].shape), tuple(x.shape))
+            for k, x in found.items()
+            if k in recorded and recorded[k].shape != x.shape
+        ),
+        folder / RECORDED,
+    )
+    return {name: (x - recorded[name]).abs().max().item() for name, x in found.items() if name in recorded}
 
 
 def open_reference(folder: Path, settings: dict, ids: list[int]) -> tuple[ULLSAM, slice]:

@@ -107,28 +107,20 @@ def read_sam(source: str | Path) -> dict[str, Tensor]:
     if any(k.startswith("vision_encoder.") for k in state):
         state = from_transformers(state)
     state = {k.removeprefix("sam."): v for k, v in state.items() if isinstance(v, Tensor) and k not in CONSTANTS}
-    _refuse_other_models(state, source)
-    return state
-
-
-def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' SamModel under segment_anything's names."""
-    return {_plain_name(k): v for k, v in state.items()}
-
-
-def _plain_name(name: str) -> str:
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _refuse_other_models(state: dict[str, Tensor], source) -> None:
     for part, name in OTHER_MODELS.items():
         if any(part in key for key in state):
             raise InputError(f"{source} is a checkpoint of {name}, not of SAM; give a vit_b, vit_l or vit_h of SAM or uSAM.")
     if "image_encoder.pos_embed" not in state:
         first = ", ".join(sorted(state)[:2]) or "no tensors"
         raise InputError(f"{source} is not a SAM checkpoint (it has {first}, no image_encoder.pos_embed); give one.")
+    return state
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of transformers' SamModel under segment_anything's names."""
+    for pattern, replacement in RENAMES:
+        state = {re.sub(pattern, replacement, k): v for k, v in state.items()}
+    return state
 
 
 def sam_config(state: dict[str, Tensor], source, **settings) -> SamConfig:

@@ -33,7 +33,7 @@ def read_clicks(prompts: Prompts, skips: tuple[Tensor, Tensor]) -> Clicks:
 
 
 def click_maps(prompts: Prompts, size: tuple[int, int]) -> Tensor:
-    """How near the clicks are, for every place of the finest map.
+    """How near the clicks are, for every position of the finest map.
 
     Args:
         prompts: of I objects in each of B images, in pixels of the encoded square or window.
@@ -64,10 +64,10 @@ def click_maps(prompts: Prompts, size: tuple[int, int]) -> Tensor:
 
 
 def click_offsets(prompts: Prompts, size: tuple[int, int]) -> Tensor:
-    """In which direction the clicked object lies from every place, (B*I, 2, 4h, 4w) in -1..1, x first.
+    """In which direction the clicked object lies from every position, (B*I, 2, 4h, 4w) in -1..1, x first.
 
     tanh(distance / 64 px) to the middle of the inside points, or of the box where there are none. Together with the
-    encoder's guess of where each place's own object has its centre, this tells one object from its neighbours.
+    encoder's guess of where each position's own object has its centre, this tells one object from its neighbours.
     """
     points, labels = _as_points(prompts)
     x, y = _mean(points, labels == 1).unbind(1)  # each (B*I,)

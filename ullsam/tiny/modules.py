@@ -1,6 +1,6 @@
 """What the tiny preset adds to SAM so that it learns from few images and sees small objects: finer maps, click maps.
 
-SAM's grid has one place per 16 pixels, and many objects are smaller than that. A convolutional stem takes the place of
+SAM's grid has one position per 16 pixels, and many objects are smaller than that. A convolutional stem takes the place of
 the patch embedding, its finer maps are refined once per image and handed to the mask decoder, and the decoder is told
 where the clicks are, and what is there, at a quarter of the image's resolution.
 """
@@ -17,10 +17,10 @@ from ullsam.tiny.clicks import CLICK_CHANNELS, Clicks
 
 
 def instance_norm(width: int, scale: float = 1.0) -> nn.GroupNorm:
-    """Takes each channel's mean over the image away, so that features must differ between places to say anything.
+    """Takes each channel's mean over the image away, so that features must differ between positions to say anything.
 
     Without it, training from scratch makes the features of all images equal: a constant is what a decoder learns to
-    use first, and with Adam's equal steps it drowns the rest. A small `scale` lets a point's place count for more than
+    use first, and with Adam's equal steps it drowns the rest. A small `scale` lets a point's position count for more than
     the features around it while the decoder learns what points are.
     """
     norm = nn.GroupNorm(width, width)
@@ -72,7 +72,7 @@ class Summary(nn.Module):
     """What kind of image it is, for the language model: mean and spread of the stem's maps, through a small MLP.
 
     `instance_norm` leaves no trace of the whole image in the features; this brings it back where a language model needs
-    it, and only there: beside it, what differs between places would be lost on the mask decoder. Texture statistics
+    it, and only there: beside it, what differs between positions would be lost on the mask decoder. Texture statistics
     tell kinds of microscopy apart. Says nothing before training.
     Source: the global vector of squeeze and excitation (Hu et al. 2018), added instead of multiplied.
     """

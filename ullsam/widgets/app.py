@@ -82,11 +82,7 @@ class App:
         return dict(self.view._repr_mimebundle_(**kwargs)) | {"text/plain": repr(self)}
 
     def open(self, name: str, data: bytes) -> None:
-        """Takes an uploaded image in place of the current one.
-
-        Args:
-            name: of the file, as the person calls it.
-            data: its bytes.
+        """Takes an upload, the bytes of a file of this name, in place of the current image.
 
         Raises:
             InputError: it is no image that can be used; the current one stays.
@@ -94,11 +90,7 @@ class App:
         self._use(name, data, self._show)
 
     def add_labels(self, name: str, data: bytes) -> None:
-        """Takes the objects of an uploaded label image over as saved instances of the current image, to correct them.
-
-        Args:
-            name: of the file, as the person calls it.
-            data: its bytes; one integer for each pixel of the image, 0 for background.
+        """Takes the objects of an uploaded label image (see `open`) over as saved instances, to correct them.
 
         Raises:
             InputError: there is no image yet, or the file is no label image of its size.

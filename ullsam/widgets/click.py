@@ -22,6 +22,7 @@ import traitlets
 
 from ullsam.errors import InputError
 from ullsam.plots.overlays import PALETTE, instance_colours
+from ullsam.widgets.export import EXPORT_FORMATS
 from ullsam.widgets.live import enable_colab
 from ullsam.widgets.session import ClickSession
 
@@ -29,14 +30,6 @@ PICTURE = 2048  # longer side of the picture and the mask in the browser, pixels
 GHOSTS = 1024  # longer side of the layer with saved instances
 COLORING = 512  # longer side of the label map in which neighbours are looked for
 ENCODING = "Encoding the image ..."
-EXPORTS = {
-    "tiff": "Label image (16-bit TIFF)",
-    "roi": "ImageJ ROIs (zip)",
-    "coco": "COCO (JSON)",
-    "overlay": "Overlay (PNG)",
-    "csv": "Measurements (CSV)",
-    "corpus": "Folder for training",
-}
 
 
 class Gesture(NamedTuple):
@@ -213,7 +206,7 @@ class ClickToSegment(anywidget.AnyWidget):
             "low": contrast.low,
             "high": contrast.high,
             "gamma": contrast.gamma,
-            "exports": [list(item) for item in EXPORTS.items()],
+            "exports": [[name, label] for name, (label, _) in EXPORT_FORMATS.items()],
         }
 
     def _summary(self, name: str, result) -> str:

@@ -51,7 +51,7 @@ def export(annotations: Annotations, folder: str | Path, formats: Iterable[str])
         raise InputError("There is no instance to export; save one first.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return {name: EXPORT_FORMATS[name](annotations, folder) for name in formats}
+        return {name: EXPORT_FORMATS[name][1](annotations, folder) for name in formats}
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
 
@@ -301,11 +301,11 @@ def csv_text(rows: list[dict], columns: Iterable[str] | None = None) -> str:
     return text.getvalue()
 
 
-EXPORT_FORMATS = {
-    "tiff": write_tiff,
-    "roi": write_rois,
-    "coco": write_coco,
-    "overlay": write_overlay,
-    "csv": write_csv,
-    "corpus": write_corpus,
+EXPORT_FORMATS = {  # name -> what the widget calls it, and what writes it
+    "tiff": ("Label image (16-bit TIFF)", write_tiff),
+    "roi": ("ImageJ ROIs (zip)", write_rois),
+    "coco": ("COCO (JSON)", write_coco),
+    "overlay": ("Overlay (PNG)", write_overlay),
+    "csv": ("Measurements (CSV)", write_csv),
+    "corpus": ("Folder for training", write_corpus),
 }

@@ -37,9 +37,7 @@ class FileExchange(anywidget.AnyWidget):
     unsaved = traitlets.Bool(help="there are results that were not downloaded").tag(sync=True)
     alone = traitlets.Bool(help="leaving the page loses them").tag(sync=True)
 
-    def __init__(
-        self, on_file: Callable, on_labels: Callable, on_example: Callable, on_results: Callable, limit: int, **more
-    ):
+    def __init__(self, on_file: Callable, on_labels: Callable, on_example: Callable, on_results: Callable, limit, **more):
         enable_colab()
         self._acts = {
             "begin": self._begin,

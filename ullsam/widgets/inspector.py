@@ -189,7 +189,12 @@ class VlsaInspector(Live):
 
     def figure(self) -> Figure:
         """The chosen view with its legend."""
-        return (self._similarity_figure, self._pca_figure, self._masks_figure)[MODES.index(self.mode)]()
+        if self.mode != MODES[1]:
+            return self._similarity_figure() if self.mode == MODES[0] else self._masks_figure()
+        figure = show_feature_maps({name: layer.values for name, layer in self.layers.items()}, self.image)
+        note = "similar colours in one map = similar vectors (colours cannot be compared between maps)"
+        figure.supxlabel(note, fontsize=FONT)
+        return figure
 
     def _similarity_figure(self) -> Figure:
         figure, (axes,) = panel_grid(1, 2, self.square.height / self.square.width, title_lines=2)
@@ -203,12 +208,6 @@ class VlsaInspector(Live):
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), _COLOURS)
         bar = figure.colorbar(scale, ax=axes, shrink=0.9, pad=0.01, ticks=[-1, 0, 1])
         bar.ax.set_yticklabels(["opposite", "unrelated", "alike"], fontsize=FONT - 1)
-        return figure
-
-    def _pca_figure(self) -> Figure:
-        figure = show_feature_maps({name: layer.values for name, layer in self.layers.items()}, self.image)
-        note = "similar colours in one map = similar vectors (colours cannot be compared between maps)"
-        figure.supxlabel(note, fontsize=FONT)
         return figure
 
     def _masks_figure(self) -> Figure:
@@ -279,8 +278,12 @@ class VlsaInspector(Live):
             part.layout.display = "" if visible else "none"
         self._pointer.cell = self.layer.box(self.square, self.patch) if similar else []
         self._pointer.png = self._bare(None) if masks else png_bytes(scaled(self.image, SIDE))
-        if similar:
-            self._result.value, self._legend.value = self._quick_picture(), SIMILARITY_LEGEND
+        if similar:  # without a figure around it, since the pointer moves
+            picture, scale = scaled(self._tinted(), SIDE), SIDE / max(self.predictor.size)
+            x0, y0, x1, y1 = (round(v * scale) for v in self.layer.box(self.square, self.patch))
+            for thickness, colour in ((4, (0, 0, 0)), (2, (255, 255, 255))):
+                cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
+            self._result.value, self._legend.value = png_bytes(picture), SIMILARITY_LEGEND
         elif masks:
             self._result.value, self._legend.value = self._bare(self._areas()), MASKS_LEGEND
         else:
@@ -288,15 +291,6 @@ class VlsaInspector(Live):
 
     def _bare(self, labels: np.ndarray | None) -> bytes:
         return png_bytes(self._panel(labels, live.bare_axes(self.predictor.size, SIDE)))
-
-    def _quick_picture(self) -> bytes:
-        """The similarity without a figure around it, for a pointer that moves."""
-        picture = scaled(self._tinted(), SIDE)
-        scale = SIDE / max(self.predictor.size)
-        x0, y0, x1, y1 = (round(v * scale) for v in self.layer.box(self.square, self.patch))
-        for thickness, colour in ((4, (0, 0, 0)), (2, (255, 255, 255))):
-            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
-        return png_bytes(picture)
 
 
 @torch.inference_mode()

@@ -170,9 +170,8 @@ def _weights(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
     own = {name: p for name, p in model.named_parameters() if name in state}
     wrong = [name for name, p in own.items() if p.shape != state[name].shape]
     if wrong or not own:
-        raise InputError(
-            f"The checkpoint is of another model ({(wrong or ['no common part'])[0]}); give the model that is trained."
-        )
+        part = (wrong or ["no common part"])[0]
+        raise InputError(f"The checkpoint is of another model ({part}); give the model that is trained.")
     before, training = {name: p.data for name, p in own.items()}, model.training
     try:
         for name, p in own.items():
@@ -199,9 +198,7 @@ class TrainingMonitor(Live):
         InputError: only one of model and sample, or a sample without objects.
     """
 
-    def __init__(
-        self, folder: str | Path, model: ULLSAM | None = None, sample: Sample | None = None, steps: int | None = None
-    ):
+    def __init__(self, folder: str | Path, model: ULLSAM | None = None, sample: Sample | None = None, steps=None):
         if (model is None) != (sample is None):
             raise InputError("Example masks need a model and a sample; give both or none.")
         self.run = RunFolder(folder)
@@ -243,13 +240,15 @@ class TrainingMonitor(Live):
             loop = asyncio.get_running_loop()
         except RuntimeError as error:
             raise InputError("Only a notebook looks by itself; call refresh() instead.") from error
-        self._cancel()
+        self.stop()
         self._timer = loop.call_later(seconds, self._tick, loop, seconds)
 
     @gesture
     def stop(self) -> None:
         """Looks no more by itself."""
-        self._cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
 
     @property
     def live(self) -> bool:
@@ -312,11 +311,6 @@ class TrainingMonitor(Live):
         kept = [e for e in self.examples if e.step < example.step]
         self.examples = [*kept[:1], *kept[1:][-(KEPT - 2) :], example]
 
-    def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-
     def _tick(self, loop, seconds: float) -> None:
         """One look by the timer; an error is in the status and the next look may succeed."""
         try:
@@ -329,12 +323,10 @@ class TrainingMonitor(Live):
         image = {"format": "png", "layout": NATURAL}
         self._curves, self._masks = ipywidgets.Image(**image), ipywidgets.Image(**image)
         self._keys = self._on_value(ipywidgets.SelectMultiple(description="curves", rows=4), self.choose)
-        self._smooth = self._on_value(
-            ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False), self.set_smooth
-        )
-        self._live = self._on_value(
-            ipywidgets.ToggleButton(description="look every 5 s"), lambda on: self.start() if on else self.stop()
-        )
+        smooth = ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False)
+        self._smooth = self._on_value(smooth, self.set_smooth)
+        live = ipywidgets.ToggleButton(description="look every 5 s")
+        self._live = self._on_value(live, lambda on: self.start() if on else self.stop())
         buttons = ipywidgets.VBox([self._live, self._button("Look now", self.refresh)])
         self._drawn = None
         row = ipywidgets.HBox([buttons, self._keys, self._smooth], layout=WRAP)

@@ -49,6 +49,8 @@ class Pages:
 
     def __init__(self, image: np.ndarray | str | Path, stack: bool = False):
         self.path = Path(image) if isinstance(image, (str, Path)) else None
+        self.name = self.path.stem if self.path else "image"  # what files made from it are called
+        self.file = self.path.name if self.path else ""
         if self.path is not None:
             self.count, read = count_pages(self.path), lambda z: read_image(self.path, z)
         else:
@@ -57,16 +59,6 @@ class Pages:
                 raise InputError(f"The stack has shape {array.shape}; give (Z, H, W) or (Z, H, W, C) with Z pages.")
             self.count, read = (len(array), lambda z: array[z]) if stack else (1, lambda z: array)
         self._read = lru_cache(KEPT)(lambda z: _channels_last(read(z)))
-
-    @property
-    def name(self) -> str:
-        """What files made from this image are called."""
-        return self.path.stem if self.path else "image"
-
-    @property
-    def file(self) -> str:
-        """Name of the image's file, "" for an array."""
-        return self.path.name if self.path else ""
 
     def page(self, z: int) -> np.ndarray:
         """(H, W) or (H, W, C) in its own numbers.

@@ -281,19 +281,20 @@ class ClickSession:
     project = property(lambda self: self._autosave.path, doc="The file that keeps the work, or None.")
     size = property(lambda self: self.pages.page(self.state.page).shape[:2], doc="(H, W) of the current page.")
     channels = property(lambda self: self.pages.channels(self.state.page), doc="Names of channels, () for a grey image.")
-    models = property(lambda self: self.segmenter.names, doc="Names of the models.")
-    has_vlk = property(lambda self: self.segmenter.has_vlk(self.state), doc="The model has knowledge to switch.")
+    models = property(lambda self: list(self.segmenter.models), doc="Names of the models.")
+    network = property(lambda self: self.segmenter.models[self.state.model].model, doc="The current model.")
+    has_vlk = property(lambda self: self.network.vlsa is not None, doc="The model has knowledge to switch.")
     vlk = property(lambda self: self.state.vlk and self.has_vlk, doc="With vision-language knowledge.")
-    encoded = property(lambda self: self.segmenter.is_encoded(self.state), doc="The next click need not wait.")
+    encoded = property(lambda self: self.state.encoding in self.segmenter.predictors, doc="The next click need not wait.")
     description = property(lambda self: self._descriptions.get(self.state.encoding, ""), doc="The language model's words.")
     can_undo = property(lambda self: bool(self._past), doc="There is a change to take back.")
     can_redo = property(lambda self: bool(self._future), doc="There is a change to do again.")
     grab = property(lambda self: max(1.0, GRAB * max(self.size)), doc="Pixels within which a click means a point there.")
 
-    @property
-    def selected(self) -> int | None:
-        """Number of the instance that is marked."""
-        return self._selected if any(i.number == self._selected for i in self.state.instances) else None
+    selected = property(
+        lambda self: next((i.number for i in self.state.instances if i.number == self._selected), None),
+        doc="Number of the instance that is marked, or None.",
+    )
 
     # ---------------------------------------------------------------- from one state to the next
 
@@ -343,32 +344,19 @@ class Segmenter:
             models = {_predictor(models).model.config.name: models}
         if not models:
             raise InputError("There is no model; give one, for example ullsam.load('tiny').")
-        self._models = {str(name): _predictor(model) for name, model in models.items()}
-        self._pages = pages
-        self._predictors: dict[tuple, Predictor] = {}  # by State.encoding, the one used last at the end
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the models."""
-        return list(self._models)
-
-    def has_vlk(self, state: State) -> bool:
-        """The current model has vision-language knowledge."""
-        return self._models[state.model].model.vlsa is not None
-
-    def is_encoded(self, state: State) -> bool:
-        """A mask needs no image encoder any more."""
-        return state.encoding in self._predictors
+        self.models = {str(name): _predictor(model) for name, model in models.items()}
+        self.pages = pages
+        self.predictors: dict[tuple, Predictor] = {}  # by State.encoding, the one used last at the end
 
     def predictor(self, state: State) -> Predictor:
         """A predictor that no one else uses and that has encoded the page."""
-        predictor = self._predictors.pop(state.encoding, None)
+        predictor = self.predictors.pop(state.encoding, None)
         if predictor is None:
-            given = self._models[state.model]
+            given = self.models[state.model]
             predictor = object.__new__(type(given))  # a shallow copy: the network is shared, the image is not
             vars(predictor).update(vars(given))
-            predictor.set_image(self._pages.view(state.page, state.channel))
-        self._predictors = dict([*self._predictors.items(), (state.encoding, predictor)][-ENCODED:])
+            predictor.set_image(self.pages.view(state.page, state.channel))
+        self.predictors = dict([*self.predictors.items(), (state.encoding, predictor)][-ENCODED:])
         return predictor
 
     def segmented(self, state: State) -> State:
@@ -406,7 +394,7 @@ def negative_ring(mask: np.ndarray, prompts: tuple[Point, ...] = ()) -> tuple[Po
     Returns:
         (x, y, 0) each; none where the object is nothing or everything.
 
-    Source: paper, section 3.2.2, Eq. 4.
+    Source: paper, section 3.2.2.
     """
     inside = mask.astype(np.uint8)
     for x, y, label in prompts:

@@ -224,7 +224,7 @@ def test_each_candidate_is_another_mask(session):
 
 
 def test_the_image_is_encoded_once_and_only_when_needed(session, image):
-    calls = session.segmenter._models["discs"].model.encoded
+    calls = session.segmenter.models["discs"].model.encoded
     assert not calls and not session.encoded
     session.encode()
     session.click(30, 20)
