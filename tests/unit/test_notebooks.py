@@ -2,9 +2,12 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from ullsam.cli import COMMANDS
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 COURSE = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
@@ -67,3 +70,25 @@ def test_something_is_asserted_and_nothing_names_a_machine(notebook):
     assert sum("assert" in c for c in text(content["cells"], "code")) >= 5
     raw = path.read_text(encoding="utf-8")
     assert not re.findall(r".{0,40}(?:/root/|/work/|/home/\w|/tmp/[a-z]).{0,40}", raw)
+
+
+def is_there(name):
+    """Whether a dotted name such as ullsam.tiny.TinySAM is a module of the package or in one."""
+    thing, path = import_module("ullsam"), "ullsam"
+    for part in name.split(".")[1:]:
+        path = f"{path}.{part}"
+        try:
+            thing = getattr(thing, part) if hasattr(thing, part) else import_module(path)
+        except ImportError:
+            return False
+    return True
+
+
+def test_what_it_names_is_there(notebook):
+    source = "\n".join(text(notebook[1]["cells"], "markdown") + text(notebook[1]["cells"], "code"))
+    names = set(re.findall(r"(?<![\w/.])ullsam(?:\.[A-Za-z_]\w*)+", source))
+    commands = set(re.findall(r"-m ullsam ([a-z][\w-]*)", source))
+    files = set(re.findall(r"(?<![\w/~])(?:data/(?:results|weights)|docs|tests|ullsam)/[\w/]+\.(?:json|md|py)\b", source))
+    assert not {name for name in names if not is_there(name)}
+    assert not commands - set(COMMANDS)
+    assert not {file for file in files if not (FOLDER.parent / file).is_file()}

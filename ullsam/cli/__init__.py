@@ -47,7 +47,6 @@ COMMANDS: dict[str, Callable] = {
     "log-run": train.log_run,
     "ship": train.ship,
     "reproduce": report.reproduce,
-    "readme": report.readme,
     "prepare-data": prepare.prepare_data,
     "prepare-pairs": prepare.prepare_pairs,
     "caption": prepare.caption,

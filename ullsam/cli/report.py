@@ -76,17 +76,3 @@ def start_model(sam: str | None):
     if sam:
         load_parts(start, sam)
     return start
-
-
-def readme(file: str = "README.md", card: str = "data/weights/README.md", results: str = "data/results") -> None:
-    """Write the measured results into the README, the model card and the page of all results.
-
-    Args:
-        file: the README
-        card: the model card
-        results: folder of the JSON files, gets the page
-    """
-    from ullsam.lab.reports import write_pages
-
-    for path in write_pages(results, file, card):
-        print(f"Updated {path}")

@@ -160,21 +160,17 @@ def probe_states(
         step before, image by image. For "objects" also control {step: estimate}: the states of another image. Questions
         with fewer than two answers among the images are left out.
     """
+    questions = {
+        "dataset": lambda x: str(x.corpus),
+        "modality": lambda x: getattr(find_modality(x.sample.meta), "name", None),
+        "structure": lambda x: getattr(find_structure(x.sample.meta), "many", None),
+    }
     found = {}
-    for name in ("dataset", "modality", "structure"):
-        learned, asked = ([(x, fact) for x in group if (fact := _facts(x)[name])] for group in (fitted, traces))
+    for name, answer in questions.items():
+        learned, asked = ([(x, fact) for x in group if (fact := answer(x))] for group in (fitted, traces))
         if learned and asked and len({fact for _, fact in learned + asked}) > 1:
             found[name] = _probe_images(learned, asked, seed)
     return found | {"objects": _probe_tokens(fitted, traces, partners, seed)}
-
-
-def _facts(trace: ForwardTrace) -> dict[str, str | None]:
-    modality, structure = find_modality(trace.sample.meta), find_structure(trace.sample.meta)
-    return {
-        "dataset": str(trace.corpus),
-        "modality": getattr(modality, "name", None),
-        "structure": getattr(structure, "many", None),
-    }
 
 
 def _mean_state(trace: ForwardTrace, step: str) -> np.ndarray:
@@ -203,18 +199,18 @@ def _probe_tokens(
     picks = [rng.permutation(np.flatnonzero(x.inside))[:TOKENS] for x in fitted]
     y = np.concatenate([x.objects[p] > 0.5 for x, p in zip(fitted, picks, strict=True)]).astype(int)  # (n, s)
     images = np.repeat(np.arange(len(picks)), [len(p) for p in picks])
+
+    def rank(trace: ForwardTrace, scores: np.ndarray) -> float | None:
+        return ranking(scores[trace.inside], trace.objects[trace.inside] > 0.5)
+
     right, control = {}, {}
     for step in STEPS:
         x = np.concatenate([trace.states[step][p] for trace, p in zip(fitted, picks, strict=True)])
         probes = [fit_probe(x, patch, images) for patch in y.T]
         scores = [np.stack([class_probabilities(p, t.states[step], 2)[:, 1] for p in probes], 1) for t in traces]
-        right[step] = [_rank(trace, s) for trace, s in zip(traces, scores, strict=True)]
-        control[step] = estimate([_rank(trace, scores[p]) for trace, p in zip(traces, partners, strict=True)], seed)
+        right[step] = [rank(trace, s) for trace, s in zip(traces, scores, strict=True)]
+        control[step] = estimate([rank(trace, scores[p]) for trace, p in zip(traces, partners, strict=True)], seed)
     return {"chance": 0.5, **_along(right, seed), "control": control}
-
-
-def _rank(trace: ForwardTrace, scores: np.ndarray) -> float | None:
-    return ranking(scores[trace.inside], trace.objects[trace.inside] > 0.5)
 
 
 def _along(right: dict[str, list], seed: int) -> dict:
