@@ -48,7 +48,7 @@ class Predictor:
             processors that know it and for large models. Masks are decoded in float32 either way.
     """
 
-    def __new__(cls, model: ULLSAM, *_, **__):
+    def __new__(cls, model: ULLSAM | None = None, *_, **__):
         suitable = getattr(getattr(model, "sam", None), "predictor_class", None)
         return super().__new__(suitable if cls is Predictor and suitable else cls)
 

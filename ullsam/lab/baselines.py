@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from ullsam.checkpoints import load_sam
 from ullsam.checkpoints.loading import SHIPPED, load
 from ullsam.config import ModelConfig
+from ullsam.data.prompts import prompts_on
 from ullsam.errors import InputError, reason
 from ullsam.files import local_folder, read_json
 from ullsam.llm import load_strictly
 from ullsam.model import ULLSAM
-from ullsam.data.prompts import prompts_on
 from ullsam.predictor import Predictor, View
 from ullsam.types import Prompts
 

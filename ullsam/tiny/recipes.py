@@ -122,7 +122,7 @@ def ship(name: str, folder: str | Path, data: str | Path = "data") -> Path:
     while stage:
         log = Path(folder) / stage / "log.jsonl"
         if log.is_file() or stage not in logs:
-            logs[stage] = [json.loads(line) for line in log.read_text().splitlines()]
+            logs[stage] = [json.loads(line) for line in log.read_text(encoding="utf-8").split("\n") if line]
         stage = RECIPES[stage].start
     write_json(path, logs)
     return target

@@ -33,7 +33,7 @@ def save_project(path: str | Path, state: State, image_sha: str, image_name: str
         InputError: the file cannot be written.
     """
     write_json(
-        path,
+        Path(path).resolve(),  # a link stays one
         {
             "format": FORMAT,
             "version": VERSION,

@@ -97,6 +97,15 @@ def test_points_alone_write_nothing(file, Discs):
     assert project_of(file).stat() == before
 
 
+def test_a_project_behind_a_link_is_written_where_it_lies(file, tmp_path, Discs):
+    (tmp_path / "shared").mkdir()
+    project_of(file).symlink_to(tmp_path / "shared" / "work.json")
+    first = ClickSession(Discs(), file)
+    save_two(first)
+    assert project_of(file).is_symlink() and (tmp_path / "shared" / "work.json").is_file()
+    assert seen(ClickSession(Discs(), file)) == seen(first)
+
+
 def test_an_array_has_a_project_only_when_told(tmp_path, file, Discs):
     image = tifffile.imread(file)
     session = ClickSession(Discs(), image, stack=True)
