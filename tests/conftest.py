@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-CORE_TESTS = Path(__file__).parent / "unit"  # the files directly in it test the core
+UNIT = Path(__file__).parent / "unit"
+MEASURED = {UNIT, UNIT / "tiny", UNIT / "checkpoints"}  # folders whose tests run most of the core
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -22,12 +23,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Mark notebook cells, so that `-m nbval` and `-m "not nbval"` choose between them and plain tests; measure coverage
-    in the tests of the core only, since the measurement makes Python a third slower.
+    in the tests nearest to the core only, since the measurement makes Python a third slower.
     """
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.nbval)
-        if item.path.parent != CORE_TESTS:
+        if item.path.parent not in MEASURED:
             item.add_marker(pytest.mark.no_cover)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ullsam.cli import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(page for top in ("docs", "data", "ullsam") for page in (ROOT / top).rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -38,3 +40,9 @@ def test_the_first_pages_are_short(name, most):
 def test_pages_with_results_have_room_for_them(name):
     text = (ROOT / name).read_text("utf-8")
     assert text.count("<!-- results: make pages -->") == text.count("<!-- end of results -->") == 1
+
+
+def test_the_page_of_commands_names_them_all():
+    page = (ROOT / "docs" / "command_line.md").read_text("utf-8")
+    named = set(re.findall(r"^\| `([\w-]+)", page, re.MULTILINE)) | set(re.findall(r"; `([\w-]+)`", page))
+    assert named == set(COMMANDS)

@@ -44,7 +44,6 @@ OF_NO_MODULE = {
     "test_imports.py": "the package as a whole",
     "test_init.py": "__init__.py",
     "test_notebooks.py": "notebooks/",
-    "test_train_processes.py": "train.py in several processes",
     "checkpoints/test_golden.py": "numbers of the official code, kept in a file",
     "checkpoints/test_paper_size.py": "checkpoints of the paper's size",
     "lab/test_bench_paper.py": "tests/benchmarks/bench_paper.py",

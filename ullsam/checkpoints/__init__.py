@@ -10,16 +10,3 @@ from ullsam.checkpoints.official import load_official, save_official
 from ullsam.checkpoints.paper import load_paper
 from ullsam.checkpoints.parity import check_parity
 from ullsam.checkpoints.sam import load_sam, read_sam
-
-__all__ = [
-    "check_parity",
-    "load",
-    "load_internlm2",
-    "load_official",
-    "load_paper",
-    "load_sam",
-    "load_tokenizer",
-    "read_sam",
-    "save_official",
-    "shipped",
-]

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 
-from tyro.conf import DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, PositionalMetavarFromFieldName
 from tyro.extras import subcommand_cli_from_dict
 
-from ullsam.cli import demo, measure, prepare, report, train
+from ullsam.cli import demo, measure, prepare, train
 from ullsam.cli.options import WORDS
 from ullsam.errors import InputError
 
-PAGE, LOCAL = "notebooks/app.ipynb", "127.0.0.1"
+NOTEBOOK, LOCAL = "notebooks/app.ipynb", "127.0.0.1"
 
 
-def app(notebook: str = PAGE, host: str = LOCAL, port: int = 8866, sessions: int = 8, browser: bool = False) -> None:
+def app(notebook: str = NOTEBOOK, host: str = LOCAL, port: int = 8866, sessions: int = 8, browser: bool = False) -> None:
     """Segment images in a browser, see also `make app`.
 
     Args:
@@ -46,7 +46,7 @@ COMMANDS: dict[str, Callable] = {
     "train": train.train,
     "log-run": train.log_run,
     "ship": train.ship,
-    "reproduce": report.reproduce,
+    "reproduce": measure.reproduce,
     "prepare-data": prepare.prepare_data,
     "prepare-pairs": prepare.prepare_pairs,
     "caption": prepare.caption,
@@ -57,11 +57,7 @@ COMMANDS: dict[str, Callable] = {
 
 
 def parse(words: Sequence[str]) -> partial:
-    """The function of a command line with its arguments, not called yet.
-
-    Raises:
-        SystemExit: code 2 for what is no command or option, 0 after --help.
-    """
+    """The function of a command line with its arguments, not called yet; exits for what is none, and after --help."""
 
     def later(function: Callable) -> Callable:
         @wraps(function)
@@ -75,7 +71,7 @@ def parse(words: Sequence[str]) -> partial:
         prog="python -m ullsam",
         description="uLLSAM: segment and describe microscopy images.",
         args=words,
-        config=(DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName),
+        config=(DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, PositionalMetavarFromFieldName),
     )
 
 

@@ -12,10 +12,12 @@ import numpy as np
 
 from ullsam.errors import InputError
 
-CELL = (slice(110, 660), slice(0, 550))  # rows and columns of cell.png that make it square
-TISSUE = (slice(280, 440), slice(240, 400))  # a gland in ihc.png
-CELL_CLICKS = ((428, 264),)  # (x, y) in the crop
-TISSUE_CLICKS = ((29, 70), (68, 87), (90, 95), (105, 81), (119, 74), (131, 106), (118, 130), (95, 65), (33, 149))
+CELL, TISSUE = np.s_[110:660, :550], np.s_[280:440, 240:400]  # rows and columns of the files; of the tissue a gland
+CLICKS = ((29, 70), (68, 87), (90, 95), (105, 81), (119, 74), (131, 106), (118, 130), (95, 65), (33, 149))  # (x, y)
+FILES = {  # of scikit-image: name -> what it is, the square that is cut out, clicks in it
+    "cell": ("floating cell, quantitative phase", CELL, ((428, 264),)),
+    "ihc": ("stained gland, brightfield", TISSUE, CLICKS),
+}
 SEED = 11  # of the synthetic image
 REPEATS = 5  # clicks that are timed
 TITLE, CAPTION, DPI = 0.3, 0.75, 110  # inches above and below each row of panels; dots per inch of the file
@@ -57,9 +59,8 @@ def demo(out: str = "demo_output", model: str = "tiny") -> None:
     from ullsam.evaluation.metrics import merge_instances
     from ullsam.predictor import Predictor
 
-    print(
-        f"Loading the model {model} (the first time, its language model is converted: up to half a minute) ...", flush=True
-    )
+    note = "the first time, its language model is converted: up to half a minute"
+    print(f"Loading the model {model} ({note}) ...", flush=True)
     start = time.perf_counter()
     predictor, outcomes = Predictor(load(model)), []
     print(f"Ready after {time.perf_counter() - start:.1f} s.", flush=True)
@@ -72,11 +73,11 @@ def demo(out: str = "demo_output", model: str = "tiny") -> None:
         outcomes.append(examine(predictor, scene))
         print("\n".join(report(outcomes[-1])), flush=True)
     print(f"One click takes {1000 * np.median([o.click for o in outcomes]):.0f} ms.")
-    files = [folder / "demo.png", *(folder / f"{o.scene.name}_labels.tif" for o in outcomes)]
-    draw(outcomes).savefig(files[0], dpi=DPI)
-    for file, outcome in zip(files[1:], outcomes, strict=True):
+    draw(outcomes).savefig(folder / "demo.png", dpi=DPI)
+    print(f"Wrote {folder / 'demo.png'}")
+    for outcome in outcomes:
+        file = folder / f"{outcome.scene.name}_labels.tif"
         write_labels(file, merge_instances(next(iter(outcome.masks.values()))))  # of the first way, with knowledge
-    for file in files:
         print(f"Wrote {file}")
 
 
@@ -87,12 +88,10 @@ def scenes() -> list[Scene]:
     from ullsam.sbr import sample_instances
 
     found, package = [], Path(find_spec("skimage").origin).parent
-    for name, title, crop, clicks in (
-        ("cell", "floating cell, quantitative phase (cell.png of scikit-image)", CELL, CELL_CLICKS),
-        ("ihc", "stained gland, brightfield (ihc.png of scikit-image)", TISSUE, TISSUE_CLICKS),
-    ):
+    for name, (title, crop, clicks) in FILES.items():
         points = np.array(clicks, dtype=np.float32)[:, None]  # one inside point per object: (I, 2) -> (I, 1, 2)
         image = read_image(package / "data" / f"{name}.png")[crop]
+        title = f"{title} ({name}.png of scikit-image)"
         found.append(Scene(name, title, image, points, np.ones(points.shape[:2], dtype=np.int64)))
     sample = generate("fluorescence_nuclei", seed=SEED)
     ids, points, point_labels = sample_instances(sample.labels, np.random.default_rng(0), max_instances=1000)
@@ -123,8 +122,8 @@ def examine(predictor, scene: Scene) -> Outcome:
 
 def report(outcome: Outcome) -> list[str]:
     """Lines about one scene: what it is, how good the masks are if truth is known, and the description."""
-    scene = outcome.scene
-    lines = [f"{scene.title}: {len(scene.points)} object{'s' if len(scene.points) > 1 else ''} prompted"]
+    count = len(outcome.scene.points)
+    lines = [f"{outcome.scene.title}: {count} object{'s' if count > 1 else ''} prompted"]
     lines += [f"  {way}: {text}" for way, text in outcome.scores.items()]
     return lines + ([f'  description: "{outcome.description}"'] if outcome.description is not None else [])
 
@@ -134,24 +133,23 @@ def draw(outcomes: list[Outcome]):
     from ullsam.plots.charts import FONT, PANEL, Picture
     from ullsam.plots.images import show_masks
 
-    columns, height = 1 + len(outcomes[0].masks), TITLE + PANEL + CAPTION
-    width, total = PANEL * columns, height * len(outcomes)
-    figure = Picture(figsize=(width, total), dpi=DPI)
-    for row, outcome in enumerate(outcomes):
-        bottom, scene = total - (row + 1) * height + CAPTION, outcome.scene  # inches
-        panels = [("image and clicks", None)]
-        panels += [(f"{way}: {outcome.scores[way]}" if outcome.scores else way, m) for way, m in outcome.masks.items()]
-        for column, (title, masks) in enumerate(panels):
-            left = (column + 0.02) * PANEL / width
-            ax = figure.add_axes((left, bottom / total, 0.96 * PANEL / width, PANEL / total))
-            clicks = (scene.points, scene.point_labels) if masks is None else (None, None)
-            show_masks(scene.image, masks, *clicks, title=title, ax=ax, truth=scene.truth)
-        text = "" if outcome.description is None else drawable(f"model: {outcome.description}", 43 * columns)
-        figure.text(0.01, (bottom - 0.08) / total, f"{scene.title}\n{text}", fontsize=FONT, va="top", parse_math=False)
+    rows, columns = len(outcomes), 1 + len(outcomes[0].masks)
+    height = rows * (TITLE + PANEL + CAPTION)  # inches
+    figure = Picture(figsize=(PANEL * columns, height), dpi=DPI)
+    sides = {"left": 0.02 / columns, "right": 1 - 0.02 / columns, "wspace": 0.04 / 0.96}
+    heights = {"bottom": CAPTION / height, "top": 1 - TITLE / height, "hspace": (TITLE + CAPTION) / PANEL}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=sides | heights)
+    for outcome, (first, *panels) in zip(outcomes, axes, strict=True):
+        scene, text = outcome.scene, ""
+        clicks = {"points": scene.points, "point_labels": scene.point_labels, "title": "image and clicks"}
+        show_masks(scene.image, **clicks, ax=first, truth=scene.truth)
+        for ax, (way, masks) in zip(panels, outcome.masks.items(), strict=True):
+            title = f"{way}: {outcome.scores[way]}" if outcome.scores else way
+            show_masks(scene.image, masks, title=title, ax=ax, truth=scene.truth)
+        if outcome.description is not None:  # three lines at most, and a question mark for what the font may lack
+            words = " ".join(f"model: {outcome.description}".split())
+            known = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in words)
+            text = textwrap.fill(known, 43 * columns, max_lines=3)
+        y = first.get_position(original=True).y0 - 0.08 / height
+        figure.text(0.01, y, f"{scene.title}\n{text}", fontsize=FONT, va="top", parse_math=False)
     return figure
-
-
-def drawable(text: str, width: int) -> str:
-    """At most three lines of text, with a question mark for what the figure's font may lack."""
-    known = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in " ".join(text.split()))
-    return textwrap.fill(known, width, max_lines=3)

@@ -1,4 +1,4 @@
-"""Commands that measure a model: its masks, its words, what its knowledge does, and its answers to questions."""
+"""Commands that measure: masks, words, what knowledge does, answers to questions, and the paper's tables at tiny scale."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
-from ullsam.cli.options import Measured, file_to_write, is_main, one_of, short, typed
+from ullsam.cli.options import Measured, file_to_write, is_main, load_here, one_of, short, typed
 from ullsam.errors import InputError
 
 LENGTHS = {"likelihood": 0, "generate": 64, "official": 1024}  # tokens that a method may write
 
 
-def evaluate(
-    on: OmitArgPrefixes[Measured], points: tuple[int, int] | None = None, box: bool = False, no_vlk: bool = False
-) -> None:
+def evaluate(on: Measured, points: tuple[int, int] | None = None, box: bool = False, no_vlk: bool = False) -> None:
     """Score the masks of a model on folders of images.
 
     --model may also be a SAM, uSAM or MedSAM file, or a hub name of SAM, SAM-HQ or SAM 2 such as facebook/sam2-hiera-tiny.
@@ -38,7 +36,7 @@ def evaluate(
     on.write(results, summarise, mean_scores)
 
 
-def evaluate_words(on: OmitArgPrefixes[Measured], shuffled: bool = False, text_only: bool = False) -> None:
+def evaluate_words(on: Measured, shuffled: bool = False, text_only: bool = False) -> None:
     """Score the descriptions that a model writes of folders of images.
 
     Args:
@@ -50,7 +48,7 @@ def evaluate_words(on: OmitArgPrefixes[Measured], shuffled: bool = False, text_o
         raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
     from ullsam.evaluation.caption_metrics import evaluate_captions, mean_captions, summarise_captions
 
-    corpora, model, results = on.corpora(), on.load(), []
+    corpora, model, results = on.corpora(), load_here(on.model), []
     others = corpora[1:] + corpora[:1] if shuffled else [None] * len(corpora)
     options = {"split": on.split, "seed": on.seed, "limit": on.limit, "use_image": not text_only}
     for corpus, other in zip(corpora, others, strict=True):
@@ -58,9 +56,7 @@ def evaluate_words(on: OmitArgPrefixes[Measured], shuffled: bool = False, text_o
     on.write(results, summarise_captions, mean_captions)
 
 
-def knowledge(
-    on: OmitArgPrefixes[Measured], fit_split: str = "train", fit_limit: int = 12, figure: str | None = None
-) -> None:
+def knowledge(on: Measured, fit_split: str = "train", fit_limit: int = 12, figure: str | None = None) -> None:
     """Measure whether vision-language knowledge changes masks.
 
     Args:
@@ -74,7 +70,7 @@ def knowledge(
     if figure and Path(figure).suffix.lower() != ".png":
         raise InputError(f"--figure {figure} does not end in .png; the figure is written in this format.")
     corpora, fit = on.corpora(fit_split), {"fit_split": fit_split, "fit_limit": fit_limit}
-    result = measure_knowledge(on.load(), corpora, on.split, on.seed, on.limit, **fit, progress=True)
+    result = measure_knowledge(load_here(on.model), corpora, on.split, on.seed, on.limit, **fit, progress=True)
     on.write([result], summarise_knowledge)
     if is_main():
         print("\n".join(result["reading"].values()))
@@ -98,7 +94,7 @@ def worst(data: list[str], results: str, out: str, model: str = "tiny") -> None:
         raise InputError(f"There is no {results}; write it with `python -m ullsam evaluate ... --out {results}`.")
     on, measured = Measured(data, out, model), json.loads(Path(results).read_text())
     corpora = on.corpora()
-    worst_cases(Predictor(on.load()), corpora, measured).save(out)
+    worst_cases(Predictor(load_here(on.model)), corpora, measured).save(out)
     print(f"The picture is in {out}")
 
 
@@ -137,7 +133,7 @@ class Questions:
     max_new_tokens: int | None = None  # of a written answer; 64, official: 1024 without it
 
 
-def microvqa(ask: OmitArgPrefixes[Questions]) -> None:
+def microvqa(ask: Questions) -> None:
     """Ask a model multiple-choice questions about images, by each method and with each kind of image.
 
     What an earlier run of the same command has answered is not asked again.
@@ -188,7 +184,6 @@ def answers_row(run: dict) -> dict:
 def open_model(name: str, seed: int = 0):
     """Who answers: "random", a model of ours by name or folder, or a vision-language model of Hugging Face."""
     from ullsam.accel.distributed import device
-    from ullsam.checkpoints.loading import load
     from ullsam.files import read_json
     from ullsam.lab.microvqa import RandomGuess
     from ullsam.lab.vlm_baselines import VisionLanguageModel
@@ -197,4 +192,59 @@ def open_model(name: str, seed: int = 0):
         return RandomGuess(seed)
     folder = Path(name)
     ours = "model_type" not in read_json(folder / "config.json") if folder.is_dir() else len(folder.parts) == 1
-    return load(name, device=device()) if ours else VisionLanguageModel.load(name, device())
+    return load_here(name) if ours else VisionLanguageModel.load(name, device())
+
+
+@dataclass(frozen=True)
+class Replication:
+    """How much is measured, from what, and where it goes."""
+
+    budget: str = "smoke"  # smoke: half an hour on two cores, one seed; short: three hours, three seeds; full: a night
+    seeds: int | None = None  # train each arm so many times; as the budget says without it
+    out: str | None = None  # folder of the trained arms; runs/reproduce_BUDGET without it
+    results: str | None = None  # JSON file; data/results/reproduce_BUDGET.json without it
+    figures: str | None = None  # folder for tables.md and the PNG files; data/results/reproduce_BUDGET without it
+    questions: str | None = None  # folder of the results of microvqa, for table6; data/results without it
+    # saved model whose SAM all arms start from, for example one that has not learnt from clicks yet; usam-tiny without it
+    sam: str | None = None
+    data: str | None = None  # folder of all datasets; ULLSAM_DATA without it
+    synthetic: bool = False  # synthetic images instead of datasets
+
+
+def reproduce(tables: Positional[tuple[str, ...]] = (), options: Replication = Replication()) -> None:
+    """Measure the paper's tables and figures at tiny scale; what is measured already is not measured again.
+
+    Args:
+        tables: table1 .. table6, fig3 .. fig7; all, the most telling first, without a name
+    """
+    one_of(data=options.data, synthetic=options.synthetic)
+    from ullsam.checkpoints.loading import shipped
+    from ullsam.data.corpus import data_root
+    from ullsam.evaluation.compare import shared_start
+    from ullsam.files import whole
+    from ullsam.lab import arms, figures, replication, reports, verdicts
+    from ullsam.tiny.recipes import load_parts
+
+    o, names, answers, problem = options, tables or tuple(arms.TABLES), (), ""
+    if "table6" in names:
+        try:
+            answers = verdicts.read_answers(o.questions or shipped("results"))
+        except InputError as error:
+            if tables:  # asked for by name
+                raise
+            problem = str(error)
+    default = f"data/results/reproduce_{o.budget}"
+    results, folder = o.results or f"{default}.json", o.figures or default
+    words = ["python -m ullsam reproduce", *tables, f"--budget {o.budget}", *["--synthetic"] * o.synthetic]
+    words += ([f"--seeds {o.seeds}"] if o.seeds else []) + (["--sam", Path(o.sam).name] if o.sam else [])
+    budget, data = replication.budget_of(o.budget, o.seeds), None if o.synthetic else data_root(o.data)
+    start = shared_start()
+    if o.sam:
+        load_parts(start, o.sam)
+    job = replication.Reproduction(budget, o.out or f"runs/reproduce_{o.budget}", results, data, start, " ".join(words))
+    job.run(names)
+    figures.write_figures(job, names, Path(folder), answers or None)
+    text = reports.reproduced_tables(job.results, names, answers)
+    with whole(Path(folder) / "tables.md") as part:
+        part.write_text(f"{text}\n", encoding="utf-8")
+    print("\n\n".join(filter(None, (text, problem, f"written to {results} and {folder}"))))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ullsam.errors import InputError
 
+Name = str | None  # of a file, a folder or a part of a dataset; None where the option is left out
 WORDS: ContextVar[Sequence[str]] = ContextVar("words", default=())  # what was typed behind `python -m ullsam`
 
 
@@ -37,13 +38,6 @@ class Measured:
                 corpus.select(split)
         return corpora
 
-    def load(self):
-        """The model on this process's device."""
-        from ullsam.accel.distributed import device
-        from ullsam.checkpoints.loading import load
-
-        return load(self.model, device=device())
-
     def write(self, results: list[dict], summarise: Callable, mean: Callable | None = None) -> None:
         """Writes the results, their `mean` and the command that made them, and prints the table that `summarise` makes."""
         from ullsam.evaluation.statistics import format_table, report
@@ -53,6 +47,14 @@ class Measured:
             results = [result | {"model": Path(self.model).resolve().name} for result in results]
             write_json(self.out, report(results, typed(self.data), mean))
             print(f"{format_table(summarise(results))}\nwritten to {self.out}")
+
+
+def load_here(model: str):
+    """A saved model on this process's device."""
+    from ullsam.accel.distributed import device
+    from ullsam.checkpoints.loading import load
+
+    return load(model, device=device())
 
 
 def is_main() -> bool:

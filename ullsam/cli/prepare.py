@@ -9,10 +9,11 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from ullsam.cli.options import file_to_write
+from ullsam.cli.options import Name, file_to_write, is_main
 from ullsam.errors import InputError
 
 QWEN = "Qwen2.5-VL-72B-Instruct"  # what the paper asked for captions
+Floats = Literal["float32", "bfloat16", "float16"]
 say = partial(print, flush=True)
 
 
@@ -52,12 +53,7 @@ def prepare_pairs(out: str, images: int = 80_000, shards: tuple[str, ...] = ()) 
 
 
 def caption(
-    folder: Positional[str],
-    base_url: str,
-    model: str = QWEN,
-    split: str | None = None,
-    workers: int = 8,
-    timeout: float = 180,
+    folder: Positional[str], base_url: str, model: str = QWEN, split: Name = None, workers: int = 8, timeout: float = 180
 ) -> None:
     """Let a large model on a server describe the images of a folder, for stage 2.
 
@@ -73,9 +69,8 @@ def caption(
     from ullsam.data.sources.ask import Server, caption_folder
 
     server = Server(base_url, model, timeout=timeout)
-    state = distributed_state()
-    count = caption_folder(folder, server, split, workers, say, state)
-    if state.is_main_process:
+    count = caption_folder(folder, server, split, workers, say, distributed_state())
+    if is_main():
         print(f"{count} images have a caption in {Path(folder) / 'captions.jsonl'}")
 
 
@@ -93,12 +88,7 @@ def make_questions(out: Positional[str], count: int = 300, seed: int = 0) -> Non
 
 
 def convert(
-    out: str,
-    sam: str | None = None,
-    llm: str | None = None,
-    ullsam: str | None = None,
-    model: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    out: str, sam: Name = None, llm: Name = None, ullsam: Name = None, model: Name = None, dtype: Floats = "float32"
 ) -> None:
     """Make a folder of ours from real checkpoints, or an official checkpoint from such a folder.
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
 from ullsam.cli.options import is_main, one_of
 from ullsam.errors import InputError
@@ -110,9 +110,9 @@ def train(
     recipe: Positional[str | None] = None,
     stage: int | None = None,
     out: str = "runs",
-    model: OmitArgPrefixes[Model] = Model(),
-    data: OmitArgPrefixes[Data] = Data(),
-    settings: OmitArgPrefixes[Settings] = Settings(),
+    model: Model = Model(),
+    data: Data = Data(),
+    settings: Settings = Settings(),
 ) -> None:
     """Train a recipe, or one stage of a preset, or go on with it.
 

@@ -1,13 +1,15 @@
 """Captions that are true by construction: words from metadata, numbers measured on the instance masks.
 
-A caption has two or three sentences: what kind of image it is; how many objects of what size, shape and
-contrast; where they lie. All bands are in the tables below; `caption_claims` reads them back out of a text.
-Modality, structure and specimen are short canonical phrases, found in the free text of a dataset's meta, the dictionary
-of a meta.json or of a synthetic style; every field of it may be missing.
+A caption has two or three sentences: what kind of image it is; how many objects of what size, shape and contrast; where they
+lie. All phrases and bands are in captions.toml; `caption_claims` reads them back out of a text. Modality, structure and
+specimen are short canonical phrases, found in the free text of a dataset's meta, the dictionary of a meta.json or of a
+synthetic style; every field of it may be missing.
 """
 
 import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +18,14 @@ from ullsam.data.corpus import Sample
 from ullsam.data.io import renumbered
 from ullsam.errors import InputError
 
-# ---------------------------------------------------------------- phrases for modality, structure and specimen
+TABLES = tomllib.loads(Path(__file__).with_name("captions.toml").read_text(encoding="utf-8"))
+SPECIMENS, COUNTS, BANDS = TABLES["specimens"], TABLES["counts"], TABLES["bands"]
+LOCATIONS, CONTRASTS, WORDINGS = TABLES["locations"], TABLES["contrasts"], TABLES["wordings"]
+SIDED = 0.85  # the fraction of objects on one side, or in the centre, that makes it the location
+CONTRAST = 0.5  # standard deviations of gray between objects and background that count as brighter or darker
+_SPECIMEN_TEXT = "|".join(re.escape(phrase) for _, phrase in SPECIMENS)
+# the known phrases for where the structures are, such as "in a human cell culture", which name no structure
+_ASIDE = re.compile(rf"(?i)\bin (?:{_SPECIMEN_TEXT})\b|\bof (?:{_SPECIMEN_TEXT})(?= showing| with no)")
 
 
 @dataclass(frozen=True)
@@ -39,124 +48,45 @@ class Structure:
     text: str
 
 
-_SHOT = r"(?:microscop\w+|micrographs?|images?)"  # what follows the kind of microscopy
-_EM = rf"(?i:\belectron {_SHOT}\b)|\bEM\b|\bSEM\b|\bTEM\b"
-_SCAN, _TRANS = r"(?i:scanning.electron)|\bSEM\b|\bFIB-?SEM\b", r"(?i:transmission.electron)|\b(?:ss)?TEM\b"
-# The first row whose `meta` pattern matches wins: special before general.
-MODALITIES = (
-    Modality("ultrasound", r"(?i)ultraso", r"(?i)\bultraso\w+|\bsonogra\w+"),
-    Modality(
-        "H&E histology",
-        r"(?i)h&e\b|ha?ematoxylin|histo|stained tissue",
-        r"(?i)\bH&E\b|\bha?ematoxylin\b|\bhisto(?:log|path)\w+",
-        "brightfield microscopy",
-    ),
-    Modality("fluorescence microscopy", r"(?i)fluoresc", r"(?i)\bfluorescen\w+"),
-    Modality("phase-contrast microscopy", r"(?i)phase.contrast", r"(?i)\bphase[- ]contrast\b"),
-    Modality(
-        "differential interference contrast microscopy",
-        r"(?i:interference contrast)|\bDIC\b",
-        r"(?i:\binterference contrast\b)|\bDIC\b",
-    ),
-    Modality("brightfield microscopy", r"(?i)bright.?field", r"(?i)\bbright[- ]?field\b"),
-    Modality("electron microscopy", rf"(?s)(?=.*(?:{_SCAN}))(?=.*(?:{_TRANS}))|(?i:scanning transmission)", _EM),
-    Modality("scanning electron microscopy", _SCAN, rf"(?i:\bscanning electron {_SHOT}\b)|\bSEM\b", "electron microscopy"),
-    Modality(
-        "transmission electron microscopy", _TRANS, rf"(?i:\btransmission electron {_SHOT}\b)|\bTEM\b", "electron microscopy"
-    ),
-    Modality("electron microscopy", r"(?i:electron micro)|\bEM\b", _EM),
-    Modality("computed tomography", r"(?i:computed tomo)|\bCT\b", r"(?i:\bcomputed tomography\b)|\bCT\b"),
-    Modality("magnetic resonance imaging", r"(?i:magnetic reson)|\bMRI?\b", r"(?i:\bmagnetic resonance\b)|\bMRI?\b"),
-    Modality("X-ray imaging", r"(?i)x-?ray|radiogra", r"(?i)\bx-?rays?\b|\bradiogra\w+"),
-    Modality("endoscopy", r"(?i)endoscop|colonoscop", r"(?i)\bendoscop\w+|\bcolonoscop\w+"),
-    Modality("dermoscopy", r"(?i)dermoscop|dermatoscop", r"(?i)\bderm(?:at)?oscop\w+"),
-    Modality("fundus photography", r"(?i)fundus", r"(?i)\bfundus\b"),
-    Modality("computer drawing", r"(?i)computer drawing", r"(?i)\bcomputer drawing\b"),
-)
-STRUCTURES = (
-    Structure("nucleus", "nuclei", r"nucle(us|i\b)", r"\bnucle(?:us|i)\b"),
-    Structure("mitochondrion", "mitochondria", r"mitochondri", r"\bmitochondri(?:on|a)\b"),
-    Structure(
-        "neurite cross-section",
-        "neurite cross-sections",
-        r"neurit|neuronal process",
-        r"\bneurites?\b|\bneuronal processes\b",
-    ),
-    Structure("axon", "axons", r"\baxon", r"\baxons?\b"),
-    Structure("precipitate", "precipitates", r"precipitate", r"\bprecipitates?\b"),
-    Structure("particle", "particles", r"particle", r"\b(?:nano)?particles?\b"),
-    Structure("gland", "glands", r"\bgland|crypt", r"\bglands?\b|\bcrypts?\b"),
-    Structure("lesion", "lesions", r"lesion|tumou?r", r"\blesions?\b|\btumou?rs?\b"),
-    Structure("bacterium", "bacteria", r"bacteri", r"\bbacteri(?:um|a)\b|\bbacterial cells?\b"),
-    Structure("vessel", "vessels", r"\bvessel", r"\b(?:blood )?vessels?\b"),
-    Structure("drawn body", "drawn bodies", r"drawn bod", r"\bdrawn bod(?:y|ies)\b"),
-    Structure("polyp", "polyps", r"polyp", r"\bpolyps?\b"),
-    Structure("cell", "cells", r"\bcells?\b", r"(?<!bacterial )\bcells?\b(?!\s+(?:nucle|culture|smear|membrane|wall|bod))"),
-)
-# pattern in the specimen's free text -> short phrase that follows "in"
-SPECIMENS = (
-    (r"smear", "a cell smear"),
-    (r"bacteri", "a bacterial culture"),
-    (r"(?=.*cultured cells)(?=.*tissue)", "cultured cells and tissue"),
-    (r"(?=.*human)(?=.*(?:cultur|U2OS|HeLa|HEK))", "a human cell culture"),
-    (r"cell culture|cultured cells", "a cell culture"),
-    (r"\brat\b.*spinal cord", "rat spinal cord"),
-    (r"white matter", "white matter"),
-    (r"(?:drosophila|insect).*(?:nerve|brain)", "insect nerve tissue"),
-    (r"nerve tissue|brain|nervous", "nerve tissue"),
-    (r"nickel.*superalloy", "a nickel superalloy"),
-    (r"particulate|particles", "a particulate material"),
-    (r"human.*breast", "human breast tissue"),
-    (r"human.*colon\b", "human colon tissue"),
-    (r"tissue section|stained tissue", "a tissue section"),
-    (r"soft tissue", "soft tissue"),
-)
-_SPECIMEN_TEXT = "|".join(re.escape(phrase) for _, phrase in SPECIMENS)
-_ASIDE = re.compile(rf"(?i)\bin (?:{_SPECIMEN_TEXT})\b|\bof (?:{_SPECIMEN_TEXT})(?= showing| with no)")
+MODALITIES = [Modality(*row) for row in TABLES["modalities"]]
+STRUCTURES = [Structure(*row) for row in TABLES["structures"]]
 
 
-def _field(meta: dict, key: str) -> str:
-    return str(meta.get(key) or "").strip()
-
-
-def _own_words(text: str) -> str:
-    """The free text without brackets and what follows a comma or semicolon."""
-    return re.split(r"[,;]", re.sub(r"\s*[(\[].*?[)\]]", "", text))[0].strip()
+def _read(meta: dict, key: str) -> tuple[str, str]:
+    """The free text of a field of meta, and the same without brackets and what follows a comma or semicolon."""
+    text = str(meta.get(key) or "").strip()
+    return text, re.split(r"[,;]", re.sub(r"\s*[(\[].*?[)\]]", "", text))[0].strip()
 
 
 def find_modality(meta: dict) -> Modality | None:
     """The row of MODALITIES of meta's modality; other words make a row of their own, no words None."""
-    text = _field(meta, "modality")
+    text, own = _read(meta, "modality")
     known = next((row for row in MODALITIES if re.search(row.meta, text)), None)
-    own = _own_words(text)
     return known or (Modality(own, "", rf"(?i)(?<!\w){re.escape(own)}(?!\w)") if own else None)
 
 
 def find_structure(meta: dict) -> Structure | None:
     """The row of STRUCTURES of meta's structure; other words make a row of their own, no words None."""
-    text = _field(meta, "structure")
+    text, own = _read(meta, "structure")
     known = next((row for row in STRUCTURES if re.search(row.meta, text, re.IGNORECASE)), None)
-    own = _own_words(text).lower()
     if known or not own:
         return known
-    return Structure(own, plural(own), "", rf"(?<!\w)(?:{re.escape(own)}|{re.escape(plural(own))})(?!\w)")
+    one, many = own.lower(), plural(own.lower())
+    return Structure(one, many, "", rf"(?<!\w)(?:{re.escape(one)}|{re.escape(many)})(?!\w)")
 
 
 def find_specimen(meta: dict) -> str:
     """A short phrase that follows "in", from the table or meta's own words, "" without any."""
-    text = _field(meta, "specimen")
-    known = next((phrase for pattern, phrase in SPECIMENS if re.search(pattern, text, re.IGNORECASE)), None)
-    return known or _own_words(text)
+    text, own = _read(meta, "specimen")
+    return next((phrase for pattern, phrase in SPECIMENS if re.search(pattern, text, re.IGNORECASE)), own)
 
 
 def plural(noun: str) -> str:
     """The plural of a noun by the regular rules and the Latin -us, -um and -is."""
-    irregular = (("us", "i"), ("um", "a"), ("sis", "ses"), ("ch", "ches"), ("sh", "shes"), ("x", "xes"))
-    for ending, many in irregular:
+    irregular = {"us": "i", "um": "a", "sis": "ses", "ch": "ches", "sh": "shes", "x": "xes", "s": "s"}
+    for ending, many in irregular.items():
         if noun.endswith(ending):
-            return noun[: -len(ending)] + many
-    if noun.endswith("s"):
-        return noun
+            return noun.removesuffix(ending) + many
     return noun[:-1] + "ies" if re.search(r"[^aeiou]y$", noun) else noun + "s"
 
 
@@ -166,95 +96,27 @@ def article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
-def without_specimen(text: str) -> str:
-    """The text without the known phrases for where the structures are, such as "in a human cell culture"."""
-    return _ASIDE.sub(" ", text)
-
-
 def names_modality(text: str, meta: dict) -> bool:
-    """Whether a text names the modality of meta, by its phrase or a close synonym.
+    """Whether a text names the modality of meta, by its phrase or a close synonym; False where meta has none.
 
     A wider name does not count: "electron microscopy" does not name scanning electron microscopy.
-
-    Args:
-        text: any words, such as a caption or an answer.
-        meta: its modality is read; without one nothing can be named and the answer is False.
     """
     row = find_modality(meta)
     return bool(row and re.search(row.text, text))
 
 
 def names_structure(text: str, meta: dict) -> bool:
-    """Whether a text names the structure of meta, singular or plural or by a close synonym.
+    """Whether a text names the structure of meta, singular or plural or by a close synonym; False where meta has none.
 
     Words of a known specimen phrase do not count: "nuclei in a human cell culture" names nuclei, not cells.
-
-    Args:
-        text: any words, such as a caption or an answer.
-        meta: its structure is read; without one nothing can be named and the answer is False.
     """
     row = find_structure(meta)
-    return bool(row and re.search(row.text, without_specimen(text), re.IGNORECASE))
-
-
-# ---------------------------------------------------------------- bands: a number and its words
-
-# (smallest count of the band, its words); exact up to ten
-COUNTS = (
-    *enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")),
-    (11, "about a dozen"),
-    (15, "about twenty"),
-    (25, "about thirty"),
-    (35, "about forty"),
-    (45, "about fifty"),
-    (65, "about eighty"),
-    (95, "more than a hundred"),
-)
-# (upper bound, words) of the median equivalent diameter over the image side, the median axis ratio, the fraction
-# of the image covered, the fraction of objects that touch another, and the spread of diameters
-SIZES = ((0.04, "tiny"), (0.09, "small"), (0.18, "medium-sized"), (0.4, "large"), (np.inf, "very large"))
-SHAPES = ((1.3, "round"), (2.0, "oval"), (np.inf, "elongated"))
-COVERS = (
-    (0.05, "very little"),
-    (0.15, "about a tenth"),
-    (0.3, "about a quarter"),
-    (0.42, "about a third"),
-    (0.6, "about half"),
-    (np.inf, "most"),
-)
-TOUCHES = (
-    (1e-9, "they do not touch"),
-    (0.25, "few of them touch"),
-    (0.6, "some of them touch"),
-    (1 - 1e-9, "most of them touch"),
-    (np.inf, "all of them touch"),
-)
-SPREADS = ((0.35, "their sizes are similar"), (0.8, "their sizes vary"), (np.inf, "their sizes vary widely"))
-LOCATIONS = {
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-    "centre": "in the centre",
-    "evenly spread": "evenly spread over the view",
-    "scattered": "scattered over the view",
-}
-CONTRASTS = {
-    "brighter": "brighter than the background",
-    "darker": "darker than the background",
-    "similar": "about as bright as the background",
-}
-SIDED = 0.85  # the fraction of objects on one side, or in the centre, that makes it the location
-CONTRAST = 0.5  # standard deviations of gray between objects and background that count as brighter or darker
+    return bool(row and re.search(row.text, _ASIDE.sub(" ", text), re.IGNORECASE))
 
 
 def count_band(n: int) -> str:
     """The words for a number of objects: exact up to ten, then bands of COUNTS."""
     return [words for smallest, words in COUNTS if n >= smallest][-1]
-
-
-def _band(value: float, table: tuple) -> str:
-    return next(words for bound, words in table if value < bound)
 
 
 # ---------------------------------------------------------------- measuring
@@ -268,12 +130,11 @@ def measure(image: np.ndarray, labels: np.ndarray) -> dict:
         labels: integers (H, W), 0 background; any positive ids.
 
     Returns:
-        count; diameter and diameter_spread: median over the image's side (the square root of H * W) and
-        (84th - 16th percentile) / median of the diameters of circles of equal area; covered: fraction of the
-        image; location: the best key of LOCATIONS, and locations: all keys that are true; contrast: a key of
-        CONTRASTS; elongation: median ratio of the principal axes; touching: fraction of instances that touch
-        another.
-        Without instances location and contrast are None.
+        count; diameter and diameter_spread: median over the image's side (the square root of H * W) and (84th - 16th
+        percentile) / median of the diameters of circles of equal area; covered: fraction of the image; location: the
+        best key of LOCATIONS, and locations: all keys that are true; contrast: a key of CONTRASTS; elongation: median
+        ratio of the principal axes; touching: fraction of instances that touch another. Without instances location and
+        contrast are None.
 
     Raises:
         InputError: image and labels differ in size, or labels are not integers.
@@ -370,87 +231,60 @@ def caption(sample: Sample, rng: np.random.Generator) -> str:
     """
     facts = measure(sample.image, sample.labels)
     structure = find_structure(sample.meta) or Structure("object", "objects", "", "")
-    sentences = [_opening(sample.meta, structure, facts["count"], rng)]
+    row, specimen = find_modality(sample.meta), find_specimen(sample.meta)
+    modality = row.name if row else "microscopy"
+    words = {"modality": modality, "a_modality": article(modality), "things": structure.many}
+    words |= {f"{where}_specimen": f" {where} {specimen}" if specimen else "" for where in ("in", "of")}
     if facts["count"] == 0:
-        sentences.append("only background is visible.")
+        sentences = ["{a_modality} image{of_specimen} with no {things}.", "only background is visible."]
     else:
-        sentences += [_amounts(structure, facts, rng), _arrangement(facts, rng)]
-    return " ".join(text[0].upper() + text[1:] for text in sentences)
+        words |= _words(structure, facts)
+        sentences = [_pick(WORDINGS["opening"], rng), _pick(WORDINGS["amounts"], rng)]
+        detail = [_band("touches", facts["touching"])]
+        if facts["count"] >= 3:
+            detail.append(_band("spreads", facts["diameter_spread"]))
+        ending = f"; {_pick(detail, rng)}." if facts["count"] > 1 else "."
+        sentences.append(_pick(WORDINGS["arrangement"], rng) + ending)
+    texts = [sentence.format(**words) for sentence in sentences]
+    return " ".join(text[0].upper() + text[1:] for text in texts)
+
+
+def _words(structure: Structure, facts: dict) -> dict[str, str]:
+    """What stands for count, size, shape, contrast, location and cover in the wordings, and the verbs."""
+    one = facts["count"] == 1
+    amount = f"{count_band(facts['count'])} {_band('sizes', facts['diameter'])} {_band('shapes', facts['elongation'])}"
+    return WORDINGS["one" if one else "many"] | {
+        "things": article(structure.one) if one else structure.many,
+        "objects": f"{amount} {structure.one if one else structure.many}",
+        "contrast": CONTRASTS[facts["contrast"]],
+        "location": LOCATIONS[facts["location"]],
+        "part": _band("covers", facts["covered"]),
+    }
+
+
+def _band(table: str, value: float) -> str:
+    return next(words for bound, words in BANDS[table] if value < bound)
 
 
 def _pick(options: list[str], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
 
 
-def _opening(meta: dict, structure: Structure, count: int, rng: np.random.Generator) -> str:
-    """The first sentence: modality, structure and specimen."""
-    row, specimen = find_modality(meta), find_specimen(meta)
-    modality = row.name if row else "microscopy"
-    things, where = structure.many, f" in {specimen}" if specimen else ""
-    if count == 0:
-        return f"{article(modality)} image{f' of {specimen}' if specimen else ''} with no {things}."
-    if count == 1:
-        things = article(structure.one)
-    options = [
-        f"{article(modality)} image of {things}{where}.",
-        f"this is {article(modality)} image of {things}{where}.",
-        f"this {modality} image shows {things}{where}.",
-        f"{things}{where}, seen by {modality}.",
-        f"{modality} of {specimen} showing {things}." if specimen else f"{modality} showing {things}.",
-    ]
-    return _pick(options, rng)
-
-
-def _amounts(structure: Structure, facts: dict, rng: np.random.Generator) -> str:
-    """The second sentence: count, size, shape and contrast."""
-    size, shape = _band(facts["diameter"], SIZES), _band(facts["elongation"], SHAPES)
-    words, one = f"{count_band(facts['count'])} {size} {shape}", facts["count"] == 1
-    noun, verb = (structure.one, "is") if one else (structure.many, "are")
-    contrast = CONTRASTS[facts["contrast"]]
-    options = [
-        f"there {verb} {words} {noun}, {contrast}.",
-        f"it shows {words} {noun}, {contrast}.",
-        f"the view holds {words} {noun}, {contrast}.",
-        f"{words} {noun} {verb} visible, {contrast}.",
-    ]
-    return _pick(options, rng)
-
-
-def _arrangement(facts: dict, rng: np.random.Generator) -> str:
-    """The third sentence: where, how much of the image, and either touching or the spread of sizes."""
-    where, cover = LOCATIONS[facts["location"]], _band(facts["covered"], COVERS)
-    one = facts["count"] == 1
-    they, be, lie, fill = ("it", "is", "lies", "covers") if one else ("they", "are", "lie", "cover")
-    options = [
-        f"{they} {be} {where} and {fill} {cover} of the image",
-        f"{they} {lie} {where}, covering {cover} of the image",
-        f"{they} {fill} {cover} of the image and {be} {where}",
-    ]
-    detail = [_band(facts["touching"], TOUCHES)]
-    if facts["count"] >= 3:
-        detail.append(_band(facts["diameter_spread"], SPREADS))
-    ending = "" if one else f"; {_pick(detail, rng)}"
-    return f"{_pick(options, rng)}{ending}."
-
-
 # ---------------------------------------------------------------- reading back
 
 
 def caption_claims(text: str) -> dict:
-    """Read back what a caption claims.
-
-    Args:
-        text: a caption of `caption`, or a model's attempt at one.
+    """Read back what a caption, or a model's attempt at one, claims.
 
     Returns:
-        modality: a name of MODALITIES; structure: a plural of STRUCTURES; count: words of COUNTS; location: a
-        key of LOCATIONS; contrast: a key of CONTRASTS. None where the text makes no such claim.
+        modality: a name of MODALITIES; structure: a plural of STRUCTURES; count: words of COUNTS; location: a key of
+        LOCATIONS; contrast: a key of CONTRASTS. None where the text makes no such claim.
     """
     # the most special modality that is named first
     wider = {row.wider for row in MODALITIES if row.wider and re.search(row.text, text)}
     modalities = {row.name: row.text for row in MODALITIES if row.name not in wider}
     # the structure that is named most often, the earlier one of equals
-    plain = without_specimen(text)
+    plain = _ASIDE.sub(" ", text)
     named = {row.many: list(re.finditer(row.text, plain, re.IGNORECASE)) for row in STRUCTURES}
     structures = [many for many in named if named[many]]
     # the first count, in words or digits

@@ -23,14 +23,14 @@ from ullsam.lab.replication import Reproduction
 from ullsam.lab.verdicts import Answers, Sets, better_than_chance, interval, mean_score, scores, summary, verdicts
 from ullsam.plots.charts import DPI, FONT, Picture, plain_axes, show_scores
 from ullsam.plots.images import draw_points, square_around
-from ullsam.plots.overlays import outline, overlay
+from ullsam.plots.overlays import DARK, outline, overlay
 from ullsam.predictor import Predictor
 from ullsam.sbr import instance_ids
 
 LIMIT = 300_000  # bytes of a PNG
 SMALL = FONT - 1  # points
 PANEL = 1.5  # inches: these grids have many panels
-BLUE, ORANGE, GREY, GREEN = "#0072b2", "#d55e00", "#888888", "#009e73"
+(BLUE, ORANGE, GREEN), GREY = DARK[:3], "#888888"
 COLOURS = {"agrees": GREEN, "disagrees": ORANGE, "cannot tell": GREY}
 MODELS = {"uSAM": (GREY, "s"), "uLLSAM without VLK": (ORANGE, "^"), "uLLSAM": (BLUE, "o")}
 TYPE_LABELS = ("all", "V: what is seen", "H: hypotheses", "E: experiments")
@@ -66,12 +66,14 @@ def write_png(figure: Picture, path: Path, limit: int = LIMIT) -> Path:
         InputError: it does not fit.
     """
     for dpi in (90, 80, 70, 60, 50, 40):
-        raw = io.BytesIO()
+        raw, palette = io.BytesIO(), Image.new("P", (1, 1))
         figure.savefig(raw, format="png", dpi=dpi)
         picture = Image.open(raw).convert("RGB")
-        for colours in (256, 96, 48):
+        for half in (128, 48, 24):  # the commonest shades and, so that outlines are kept, as many of the rarer colours
+            shades = picture.quantize(half, Image.Quantize.MEDIANCUT).getpalette()[: 3 * half]
+            palette.putpalette(shades + picture.quantize(half, Image.Quantize.MAXCOVERAGE).getpalette()[: 3 * half])
             content = io.BytesIO()
-            _few_colours(picture, colours).save(content, "PNG", optimize=True)
+            picture.quantize(palette=palette, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
             if content.tell() < limit:
                 with whole(path) as part:
                     part.write_bytes(content.getvalue())
@@ -79,27 +81,18 @@ def write_png(figure: Picture, path: Path, limit: int = LIMIT) -> Path:
     raise InputError(f"{path} does not fit {limit} bytes; draw fewer panels.")
 
 
-def _few_colours(picture: Image.Image, count: int) -> Image.Image:
-    """A palette image: the commonest shades and, so that marks and outlines are kept, as many of the rarer colours."""
-    methods, palette = (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE), Image.new("P", (1, 1))
-    shades, marks = (picture.quantize(count // 2, method).getpalette() for method in methods)
-    palette.putpalette(shades[: 3 * (count // 2)] + marks[: 3 * (count // 2)])
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
-
-
 def chart(name: str, results: dict) -> Picture | None:
     """Dice, SA and differences of a table's rows with 95 % intervals over images; figures 3, 5 and 6 also by dataset.
 
     None where no claim of the table was measured.
     """
-    table, claims = TABLES[name], verdicts(TABLES[name], results)
-    rows = [(row, sets) for row in table.rows if (sets := scores(row, results))]
-    if not claims:
+    table, by_dataset = TABLES[name], name in ("fig3", "fig5", "fig6")
+    if not (claims := verdicts(table, results)):
         return None
-    by_dataset = name in ("fig3", "fig5", "fig6")
-    said = f"{summary(claims)} {table.note}".strip()
+    rows = [(row, sets) for row in table.rows if (sets := scores(row, results))]
     seeds = max(len(results["rows"][row.key]) for row, _ in rows)
-    lines = [*textwrap.wrap(said, 150), f"Bars: 95 % intervals over images; diamonds: the paper. Seeds: {seeds}."]
+    lines = textwrap.wrap(f"{summary(claims)} {table.note}".strip(), 150)
+    lines.append(f"Bars: 95 % intervals over images; diamonds: the paper. Seeds: {seeds}.")
     heights = [0.3 * max(len(rows), 1.6 * len(claims)) + 0.9, *[2.6] * by_dataset]  # inches
     figure = Picture(figsize=(10, sum(heights) + 0.16 * len(lines) + 0.3), dpi=DPI, layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -137,8 +130,7 @@ def _intervals(ax: Axes, points: list[tuple], texts: list[str], title: str, besi
             place = {"xy": (value, y), "xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
         ax.annotate(text, fontsize=SMALL, **place)
     ax.set(ylim=(len(points) - 0.4, -0.6), yticks=[])
-    ax.set_title(title, fontsize=SMALL)
-    plain_axes(ax)
+    plain_axes(ax, title=title, title_size=SMALL)
     ax.margins(x=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
@@ -165,8 +157,7 @@ def _dots(ax: Axes, models: dict[str, Sets], title: str) -> None:
     if "drop" in title:
         ax.axhline(0, color="black", linewidth=0.6, alpha=0.4)
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=25, ha="right")
-    ax.set_title(title, fontsize=SMALL)
-    plain_axes(ax)
+    plain_axes(ax, title=title, title_size=SMALL)
 
 
 def questions_chart(answers: Sequence[Answers] | None) -> Picture | None:

@@ -170,7 +170,10 @@ class Reproduction:
 
     def train(self, name: str, seed: int, progress: bool = True) -> ULLSAM:
         """The trained model of an arm; an unfinished run on disk is finished, a finished one taken as it is."""
-        self._mark_folder()
+        path = self.folder / "conditions.json"
+        if path.is_file() and _comparable(json.loads(path.read_text())) != _comparable(self.conditions):
+            raise InputError(f"{self.folder} holds arms that were trained under other conditions; name another folder.")
+        write_json(path, self.conditions)
         arm, folder = ARMS[name], self.folder / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # fresh adapters are random, and must be the same when a run goes on
@@ -189,17 +192,13 @@ class Reproduction:
         return model
 
     def _settings(self, arm: Arm, stage: int, seed: int) -> TinyTrainConfig:
-        steps = self.budget.steps if stage == 3 else self.budget.caption_steps
-        common = {
-            "steps": steps,
-            "warmup": min(SEGMENT.warmup, steps // 5),
-            "batch_size": self.budget.batch_size,
-            "seed": seed,
-            "view": SEGMENT.view if SEGMENT.view < self.start.config.sam.image_size else 0,
-        }
+        b, view = self.budget, SEGMENT.view if SEGMENT.view < self.start.config.sam.image_size else 0
+        steps = b.steps if stage == 3 else b.caption_steps
+        warmup = min(SEGMENT.warmup, steps // 5)
+        common = replace(SEGMENT, steps=steps, warmup=warmup, batch_size=b.batch_size, seed=seed, view=view)
         if stage == 3:
-            return replace(SEGMENT, prompts=(arm.prompts,), **common)
-        return replace(SEGMENT, stage=stage, prompts=(), lr=1e-3 if stage == 1 else 5e-4, **common)
+            return replace(common, prompts=(arm.prompts,))
+        return replace(common, stage=stage, prompts=(), lr=1e-3 if stage == 1 else 5e-4)
 
     @torch.inference_mode()
     def measure(self, model: ULLSAM, rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
@@ -234,18 +233,16 @@ class Reproduction:
 
         Of synthetic styles those of the two microscopy domains count as in-domain, the others as out of domain.
         """
-        if not self.corpora:
-            seeds, found = range(UNSEEN, UNSEEN + (self.budget.images or 12)), []
-            for style, domain in ((style, spec.meta["domain"]) for style, spec in STYLES.items()):
-                role = "in-domain" if domain in DOMAINS else "out-of-domain"
-                found.append(TestSet(style, domain, role, [partial(generate, style, seed, 256) for seed in seeds]))
-            return found
-        chosen = [("in-domain", "test", corpus) for corpus in self.corpora["in_domain"]]
-        chosen += [("out-of-domain", None, corpus) for corpus in self.corpora["out_of_domain"]]
-        found = []
-        for role, split, corpus in chosen:  # at most so many images, evenly spaced
-            images = [partial(corpus.read, record) for _, record in select_records(corpus, split, 0, self.budget.images)]
-            found.append(TestSet(corpus.name, corpus.meta.get("domain", ""), role, images))
+        found, seeds = [], range(UNSEEN, UNSEEN + (self.budget.images or 12))
+        for role, split in (("in-domain", "test"), ("out-of-domain", None)):
+            for corpus in self.corpora.get(role.replace("-", "_"), ()):  # at most so many images, evenly spaced
+                chosen = select_records(corpus, split, 0, self.budget.images)
+                images = [partial(corpus.read, record) for _, record in chosen]
+                found.append(TestSet(corpus.name, corpus.meta.get("domain", ""), role, images))
+        for style, spec in STYLES.items() if not self.corpora else ():
+            role = "in-domain" if spec.meta["domain"] in DOMAINS else "out-of-domain"
+            images = [partial(generate, style, seed, 256) for seed in seeds]
+            found.append(TestSet(style, spec.meta["domain"], role, images))
         return found
 
     def _mixture(self, arm: Arm) -> Mixture:
@@ -256,8 +253,7 @@ class Reproduction:
 
     def _conditions(self) -> dict:
         """What the numbers depend on, as JSON gives it back: lists, not tuples."""
-        tests = self.tests()
-        usual = asdict(TinyTrainConfig())
+        tests, usual = self.tests(), asdict(TinyTrainConfig())
         conditions = {
             "budget": asdict(self.budget),
             "start": {"name": self.start.config.name, "sha256": fingerprint(self.start)},
@@ -268,13 +264,6 @@ class Reproduction:
             "stage 3": {name: value for name, value in asdict(SEGMENT).items() if value != usual[name]},
         }
         return json.loads(json.dumps(conditions))
-
-    def _mark_folder(self) -> None:
-        """Writes down under which conditions the arms of the folder are trained, or checks that they are these."""
-        path = self.folder / "conditions.json"
-        if path.is_file() and _comparable(json.loads(path.read_text())) != _comparable(self.conditions):
-            raise InputError(f"{self.folder} holds arms that were trained under other conditions; name another folder.")
-        write_json(path, self.conditions)
 
 
 @contextmanager

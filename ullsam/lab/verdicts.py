@@ -70,7 +70,6 @@ def mean_score(sets: Sets) -> np.ndarray:
 def interval(sets: Sets) -> np.ndarray:
     """95 % bootstrap interval of `mean_score`, (2 ends, 2): low and high of Dice and SA; images are drawn in each set."""
     samples = [values.mean(0).T for values in sets.values()]  # (2, images) each
-    samples = [np.repeat(sample, 2, axis=1) if sample.shape[1] == 1 else sample for sample in samples]  # scipy wants two
     return bootstrap(samples, lambda *drawn, axis: np.mean([sample.mean(axis) for sample in drawn], axis=0))
 
 

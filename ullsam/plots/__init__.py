@@ -3,7 +3,6 @@
 from ullsam.plots.charts import Picture, show_curves, show_knowledge, show_scores  # noqa: F401
 from ullsam.plots.images import (  # noqa: F401
     compare_masks,
-    contact_sheet,
     panel_grid,
     pca_map,
     show_feature_maps,

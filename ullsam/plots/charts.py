@@ -6,6 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from PIL import Image
 
 from ullsam.errors import InputError
 from ullsam.files import whole
-from ullsam.plots.overlays import PALETTE
+from ullsam.plots.overlays import DARK
 
 DPI = 80
 PANEL = 3.0  # inches: 240 pixels
 FONT = 9  # points
 JPEG_QUALITY = 75
 FEW_COLOURS = 2000  # curves and bars have fewer, images more
+LEGEND = {"frameon": False, "fontsize": FONT}
+BELOW = LEGEND | {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "fontsize": FONT - 1}  # the axes
 # words of `show_knowledge` for the keys of its result
 STEP_LABELS = ("image\nfeatures", "image\ntokens", "language\nmodel", "knowledge")
 ANSWERS = {
@@ -99,7 +102,7 @@ def show_curves(logs: list[dict] | dict[str, list[dict]], keys: Sequence[str] = 
         raise InputError(f"The logs hold no {', '.join(missing)}; choose from {', '.join(sorted(known - {'step'}))}.")
     figure = Picture(figsize=((PANEL + 0.8) * len(keys), PANEL), dpi=DPI, layout="constrained")
     for ax, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for (name, lines), colour in zip(runs.items(), _line_colours(len(runs)), strict=True):
+        for (name, lines), colour in zip(runs.items(), cycle(DARK), strict=False):
             if not (lines := [line for line in lines if key in line]):
                 continue
             steps, values = (np.array([line[k] for line in lines], dtype=float) for k in ("step", key))
@@ -110,17 +113,13 @@ def show_curves(logs: list[dict] | dict[str, list[dict]], keys: Sequence[str] = 
             ax.plot(steps, sums / counts, color=colour, linewidth=1.8, label=name)
         plain_axes(ax, "step", key)
         if any(runs):
-            ax.legend(fontsize=FONT, frameon=False)
+            ax.legend(**LEGEND)
     return figure
 
 
-def _line_colours(count: int) -> list:
-    order = (4, 1, 2, 6, 0, 3, 7, 5)  # dark colours first, for lines and bars on white
-    return [PALETTE[order[i % len(order)]] / 255 for i in range(count)]
-
-
-def plain_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:
+def plain_axes(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "", title_size: float = FONT + 1) -> None:
     """Small labels, and no frame above and on the right."""
+    ax.set_title(title, fontsize=title_size)
     ax.set_xlabel(xlabel, fontsize=FONT)
     ax.set_ylabel(ylabel, fontsize=FONT)
     ax.tick_params(labelsize=FONT - 1)
@@ -144,7 +143,7 @@ def show_scores(
     inches = max(PANEL + 0.8, 0.42 * len(models) * len(scores) + 1.2)
     figure = Picture(figsize=(inches, PANEL + 0.3), dpi=DPI, layout="constrained")
     ax = figure.subplots()
-    for k, (model, colour) in enumerate(zip(models, _line_colours(len(models)), strict=True)):
+    for k, (model, colour) in enumerate(zip(models, cycle(DARK), strict=False)):
         x = np.arange(len(scores)) + (k - (len(models) - 1) / 2) * width
         heights = [math.nan if row.get(model) is None else row[model] for row in scores.values()]
         texts = ["" if math.isnan(v) else f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" for v in heights]
@@ -155,12 +154,10 @@ def show_scores(
     if paper:
         ax.scatter([], [], 28, "white", marker="D", edgecolors="black", label="paper")
     ax.set_xticks(range(len(scores)), ["\n".join(textwrap.wrap(name, 16)) for name in scores])
-    plain_axes(ax, "", ylabel)
+    plain_axes(ax, "", ylabel, title)
     ax.set_xlim(-0.6, len(scores) - 0.4)
     ax.margins(y=0.12)
-    figure.legend(loc="outside upper center", ncols=min(4, len(models) + bool(paper)), fontsize=FONT, frameon=False)
-    if title:
-        ax.set_title(title, fontsize=FONT + 1)
+    figure.legend(loc="outside upper center", ncols=min(4, len(models) + bool(paper)), **LEGEND)
     return figure
 
 
@@ -180,7 +177,7 @@ def show_knowledge(result: dict) -> Figure:
 
 def _probe_lines(ax: Axes, probes: dict) -> None:
     """One line per question along the four steps, its chance level dashed."""
-    for k, (name, colour) in enumerate(zip(probes, _line_colours(len(probes)), strict=True)):
+    for k, (name, colour) in enumerate(zip(probes, cycle(DARK), strict=False)):
         steps = list(probes[name]["steps"].values())
         x, means = np.arange(len(steps)) + 0.06 * (k - 1.5), np.array([e["mean"] for e in steps], float)
         spans = np.array([e["interval"] or (math.nan, math.nan) for e in steps]).T  # (2, 4)
@@ -188,10 +185,9 @@ def _probe_lines(ax: Axes, probes: dict) -> None:
         ax.errorbar(x, means, whiskers, color=colour, marker="o", markersize=4, capsize=2, label=ANSWERS[name])
         ax.plot((-0.3, 3.3), [probes[name]["chance"]] * 2, color=colour, linestyle=":", linewidth=1.2)
     ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
-    plain_axes(ax, "", "share right (dotted: by chance)")
+    plain_axes(ax, "", "share right (dotted: by chance)", "What a linear layer reads off each step")
     ax.set_ylim(0, 1.02)
-    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-    ax.set_title("What a linear layer reads off each step", fontsize=FONT + 1)
+    ax.legend(**BELOW, ncols=2)
 
 
 def _mask_bars(ax: Axes, masks: dict) -> None:
@@ -200,8 +196,7 @@ def _mask_bars(ax: Axes, masks: dict) -> None:
     changes = [masks[arm]["dice_change"] for arm in arms]
     means = np.array([e["mean"] for e in changes])
     whiskers = np.abs(np.array([e["interval"] for e in changes]).T - means)
-    knowledge, control = _line_colours(1)[0], (0.6, 0.6, 0.6)
-    colours = [control if arm in ("points", "coarse", "features") else knowledge for arm in arms]
+    colours = ["#999999" if arm in ("points", "coarse", "features") else DARK[0] for arm in arms]
     ax.barh(range(len(arms)), means, xerr=whiskers, color=colours, error_kw={"linewidth": 1, "capsize": 2})
     ax.set_yticks(range(len(arms)), [ARM_LABELS[arm] for arm in arms])
     ax.invert_yaxis()
@@ -209,18 +204,17 @@ def _mask_bars(ax: Axes, masks: dict) -> None:
         text = f"{masks[arm]['dice_change']['mean']:+.3f}, {100 * masks[arm]['moved']['mean']:.0f} % of area"
         ax.text(1.02, y, text, fontsize=FONT - 1, va="center", transform=ax.get_yaxis_transform())
     ax.axvline(0, color="black", linewidth=0.8)
-    plain_axes(ax, "change of Dice, and how much of the masks' area moves", "")
-    ax.set_title("Masks when knowledge (gray: something else) is exchanged", fontsize=FONT + 1)
+    title = "Masks when knowledge (gray: something else) is exchanged"
+    plain_axes(ax, "change of Dice, and how much of the masks' area moves", "", title)
 
 
 def _fraction_bars(ax: Axes, shares: dict) -> None:
     """One bar per step, divided into what is the same everywhere and what differs."""
     bottom = np.zeros(len(shares))
-    for (key, label), colour in zip(FRACTION_LABELS.items(), ("#bbbbbb", *_line_colours(3)), strict=True):
+    for (key, label), colour in zip(FRACTION_LABELS.items(), ("#bbbbbb", *DARK[:3]), strict=True):
         heights = np.array([shares[step][key]["mean"] for step in shares])
         ax.bar(range(len(shares)), heights, 0.7, bottom, color=colour, label=label)
         bottom += heights
     ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)
-    plain_axes(ax, "", "share of the mean square")
-    ax.legend(fontsize=FONT - 1, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    ax.set_title("How varied each step is", fontsize=FONT + 1)
+    plain_axes(ax, "", "share of the mean square", "How varied each step is")
+    ax.legend(**BELOW)

@@ -14,16 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ullsam.data.corpus import Sample
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.plots.charts import DPI, FONT, PANEL, Picture
-from ullsam.plots.overlays import outline, overlay
+from ullsam.plots.charts import DPI, FONT, LEGEND, PANEL, Picture
+from ullsam.plots.overlays import CORE, FAR, INSIDE, INSTANCE, OTHER, OUTSIDE, RING, outline, overlay
 from ullsam.sbr import SbrPoints, SbrRegions
 
 TITLE_WIDTH = 40  # characters of a title that fit a panel
-INSIDE, OUTSIDE = "#1a9850", "#d7191c"
-CORE, RING, FAR, INSTANCE, OTHER = (0, 114, 178), (230, 159, 0), (226, 238, 247), (150, 196, 224), (190, 190, 190)
 
 
 def panel_grid(rows: int, columns: int, aspect: float = 1.0, title_lines: int = 1, extra: float = 0.0):
@@ -43,11 +40,15 @@ def panel_grid(rows: int, columns: int, aspect: float = 1.0, title_lines: int = 
     return figure, axes
 
 
-def _aspect(image: np.ndarray) -> float:
-    return min(2.0, image.shape[0] / image.shape[1])
+def _panels(images: Sequence[np.ndarray], titles: Sequence[str | None], columns: int):
+    """The figure and the axes (n,) of `panel_grid`, with room for these titles and for the tallest of the images."""
+    lines = max(_wrapped(title).count("\n") + 1 if title else 0 for title in titles)
+    aspect = max(min(2.0, image.shape[0] / image.shape[1]) for image in images)
+    figure, axes = panel_grid(-(-len(titles) // columns), columns, aspect, lines)
+    return figure, axes.ravel()
 
 
-def _panel(ax: Axes, image: np.ndarray, title: str | None = None, **options) -> None:
+def _draw(ax: Axes, image: np.ndarray, title: str | None = None, **options) -> None:
     ax.imshow(image, **options)
     ax.set_axis_off()
     if title:
@@ -56,10 +57,6 @@ def _panel(ax: Axes, image: np.ndarray, title: str | None = None, **options) -> 
 
 def _wrapped(title: str) -> str:
     return "\n".join(textwrap.fill(line, TITLE_WIDTH) for line in title.split("\n"))
-
-
-def _lines(title: str | None) -> int:
-    return _wrapped(title).count("\n") + 1 if title else 0
 
 
 def show_images(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, columns: int = 4) -> Figure:
@@ -72,19 +69,10 @@ def show_images(images: Sequence[np.ndarray], titles: Sequence[str] | None = Non
     titles = [""] * len(images) if titles is None else [str(title) for title in titles]
     if not images or len(titles) != len(images):
         raise InputError(f"There are {len(images)} images and {len(titles)} titles; give one title for each image.")
-    columns = min(columns, len(images))
-    lines = max(_lines(title) for title in titles)
-    figure, axes = panel_grid(-(-len(images) // columns), columns, max(map(_aspect, images)), lines)
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        _panel(ax, image, title)
+    figure, axes = _panels(images, titles, min(columns, len(images)))
+    for ax, image, title in zip(axes, images, titles, strict=False):
+        _draw(ax, image, title)
     return figure
-
-
-def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Figure:
-    """Samples side by side, instances outlined, with name and number of instances."""
-    images = [outline(sample.image, sample.labels) for sample in samples]
-    counts = [len(np.setdiff1d(sample.labels, 0)) for sample in samples]
-    return show_images(images, [f"{s.name} ({n})" for s, n in zip(samples, counts, strict=True)], columns)
 
 
 def show_masks(
@@ -108,13 +96,12 @@ def show_masks(
     """
     picture = to_rgb8(image)
     if ax is None:
-        lines = _lines(title)
-        ax = panel_grid(1, 1, _aspect(picture), lines)[1][0, 0]
+        ax = _panels([picture], [title], 1)[1][0]
     if masks_or_labels is not None:
         picture = overlay(picture, masks_or_labels)
     if truth is not None:
         picture = outline(picture, truth)
-    _panel(ax, picture, title)
+    _draw(ax, picture, title)
     for x0, y0, x1, y1 in np.asarray([] if boxes is None else boxes, dtype=float).reshape(-1, 4):
         for width, colour in ((3, "black"), (1.4, "white")):
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))
@@ -148,9 +135,8 @@ def compare_masks(
         image: (H, W) or (H, W, C); columns: title -> labels (H, W) or masks (I, H, W).
         truth: integer (H, W); points, point_labels: as for `show_masks`.
     """
-    lines = max(_lines(title) for title in columns)
-    figure, axes = panel_grid(1, len(columns), _aspect(to_rgb8(image)), lines)
-    for ax, (title, labels) in zip(axes.flat, columns.items(), strict=True):
+    figure, axes = _panels([to_rgb8(image)], list(columns), len(columns))
+    for ax, (title, labels) in zip(axes, columns.items(), strict=True):
         show_masks(image, labels, points, point_labels, title=title, ax=ax, truth=truth)
     return figure
 
@@ -176,15 +162,13 @@ def pca_map(features) -> np.ndarray:
         uint8 (h, w, 3); each component is stretched from its 1st to its 99th percentile.
     """
     array = _grid_array(features)
-    x = array.reshape(len(array), -1).T  # (C, h, w) -> (h * w, C)
-    x = x - x.mean(0)
+    x = (array - array.mean((1, 2), keepdims=True)).reshape(len(array), -1).T  # (C, h, w) -> (h * w, C)
     axes = np.linalg.svd(x, full_matrices=False)[2][:3]  # (3, C)
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]  # the sign is arbitrary
-    parts = x @ axes.T
-    parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))  # fewer than three channels
+    parts = np.pad(x @ axes.T, ((0, 0), (0, 3 - len(axes))))  # of fewer than three channels the others are black
     low, high = np.percentile(parts, (1, 99), axis=0)
-    stretched = (parts - low) / np.maximum(high - low, 1e-9)
-    return np.round(255 * stretched.clip(0, 1)).astype(np.uint8).reshape(*array.shape[1:], 3)
+    stretched = ((parts - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    return np.round(255 * stretched).astype(np.uint8).reshape(*array.shape[1:], 3)
 
 
 def show_feature_maps(maps: dict, image: np.ndarray | None = None) -> Figure:
@@ -193,8 +177,7 @@ def show_feature_maps(maps: dict, image: np.ndarray | None = None) -> Figure:
     panels = first | {f"{name}\n{' x '.join(map(str, _grid_array(x).shape))}": pca_map(x) for name, x in maps.items()}
     figure, axes = panel_grid(1, len(panels), title_lines=2)
     for ax, (title, picture) in zip(axes.flat, panels.items(), strict=True):
-        ax.imshow(picture, interpolation="nearest" if title != "image" else None)
-        ax.set_title(title, fontsize=FONT)
+        _draw(ax, picture, title, interpolation="nearest" if title != "image" else None)
     return figure
 
 
@@ -225,22 +208,19 @@ def show_similarity(image: np.ndarray, knowledge, patches: Sequence[tuple[int, i
     picture = to_rgb8(image)
     maps = [similarity_map(knowledge, patch) for patch in patches]
     side = max(picture.shape[:2])
-    where = [
-        ((c + 0.5) * side / m.shape[1] - 0.5, (r + 0.5) * side / m.shape[0] - 0.5)
-        for m, (r, c) in zip(maps, patches, strict=True)
-    ]
-    figure, axes = panel_grid(1, len(maps) + 1, _aspect(picture))
-    _panel(axes[0, 0], picture, "image")
+    titles = ["image", *(f"similarity to row {row}, column {column}" for row, column in patches)]
+    figure, axes = _panels([picture], titles, len(titles))
+    _draw(axes[0], picture, titles[0])
     low = min(0.0, *(m.min() for m in maps))
-    for ax, values, (x, y), patch in zip(axes[0, 1:], maps, where, patches, strict=True):
+    for ax, title, values, (row, column) in zip(axes[1:], titles[1:], maps, patches, strict=True):
         drawn = ax.imshow(values, cmap="viridis", vmin=low, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
-        ax.set_xlim(-0.5, picture.shape[1] - 0.5)
-        ax.set_ylim(picture.shape[0] - 0.5, -0.5)
-        ax.set_title(f"similarity to row {patch[0]}, column {patch[1]}", fontsize=FONT)
-        for target in (axes[0, 0], ax):
+        ax.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+        ax.set_title(title, fontsize=FONT)
+        height, width = (side / cells for cells in values.shape)  # of a patch, in pixels
+        for target in (axes[0], ax):
+            x, y = (column + 0.5) * width - 0.5, (row + 0.5) * height - 0.5
             target.scatter(x, y, 60, "white", marker="*", edgecolors="black", linewidths=0.8)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.01)
-    bar.ax.tick_params(labelsize=FONT - 1)
+    figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.01).ax.tick_params(labelsize=FONT - 1)
     return figure
 
 
@@ -258,27 +238,27 @@ def show_sbr(
         labels: integer (H, W); instance: its id; regions: of `sbr_regions`; points: of `sample_points`.
         margin: pixels around the instance to show; None shows the whole image.
     """
-    names = {
-        "core (inside points)": CORE,
-        "rest of the instance": INSTANCE,
-        "ring (outside points)": RING,
-        "outside (if the ring is too small)": FAR,
-        "other instances": OTHER,
-    }
+    this = labels == instance
+    parts = [  # in the order of painting
+        ("outside (if the ring is too small)", FAR, regions.outside),
+        ("other instances", OTHER, (labels != 0) & ~this),
+        ("rest of the instance", INSTANCE, this),
+        ("ring (outside points)", RING, regions.ring),
+        ("core (inside points)", CORE, regions.core),
+    ]
     picture = np.full((*labels.shape, 3), 255, dtype=np.uint8)
-    areas = (regions.outside, (labels != 0) & (labels != instance), labels == instance, regions.ring, regions.core)
-    for area, colour in zip(areas, (FAR, OTHER, INSTANCE, RING, CORE), strict=True):
+    for _, colour, area in parts:
         picture[area] = colour
-    figure, axes = panel_grid(1, 1, _aspect(picture), title_lines=_lines(title))
+    figure, (ax,) = _panels([picture], [title], 1)
     figure.set_size_inches(PANEL + 2.6, figure.get_figheight())
-    ax = axes[0, 0]
-    _panel(ax, picture, title, interpolation="nearest")
+    _draw(ax, picture, title, interpolation="nearest")
     if points is not None:
         draw_points(ax, points.points, points.labels)
-    if margin is not None and (labels == instance).any():
-        extent = max(np.ptp(v) for v in np.nonzero(labels == instance))
-        rows, columns = square_around(labels == instance, extent + 2 * margin + 1)
+    if margin is not None and this.any():
+        extent = max(np.ptp(v) for v in np.nonzero(this))
+        rows, columns = square_around(this, extent + 2 * margin + 1)
         ax.set(xlim=(columns.start - 0.5, columns.stop - 0.5), ylim=(rows.stop - 0.5, rows.start - 0.5))
-    handles = [Patch(facecolor=np.array(c) / 255, edgecolor="gray", linewidth=0.5, label=n) for n, c in names.items()]
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=FONT, frameon=False)
+    handles = [Patch(facecolor=np.array(c) / 255, edgecolor="gray", linewidth=0.5, label=name) for name, c, _ in parts]
+    handles = [handles[i] for i in (4, 2, 3, 0, 1)]  # from the inside to the outside
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), **LEGEND)
     return figure

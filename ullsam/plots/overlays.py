@@ -13,7 +13,10 @@ from ullsam.errors import InputError
 # colour-blind-friendly (after Okabe and Ito, and Tol); yellow and its like are kept for the truth
 COLOURS = "56b4e9 d55e00 009e73 cc79a7 0072b2 ffaabb aa4499 78dcbe"
 PALETTE = np.frombuffer(bytes.fromhex(COLOURS), dtype=np.uint8).reshape(-1, 3)
+DARK = [f"#{COLOURS.split()[i]}" for i in (4, 1, 2, 6, 0, 3, 7, 5)]  # the dark ones first, for lines and bars on white
 YELLOW = (255, 225, 25)
+INSIDE, OUTSIDE = "#1a9850", "#d7191c"  # points
+CORE, RING, FAR, INSTANCE, OTHER = (0, 114, 178), (230, 159, 0), (226, 238, 247), (150, 196, 224), (190, 190, 190)  # SBR
 
 
 def instance_colours(labels: np.ndarray) -> dict[int, tuple[int, int, int]]:
@@ -54,8 +57,6 @@ def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.nd
     out = to_rgb8(image).copy()
     labels = _as_labels(labels, out.shape[:2])
     colours = instance_colours(labels)
-    if not colours:
-        return out
     ids = np.array(sorted({0, *colours}))
     paint = np.array([colours.get(int(i), (0, 0, 0)) for i in ids])[np.searchsorted(ids, labels)]  # (H, W, 3)
     inside, edge = labels != 0, _borders(labels) & (labels != 0)

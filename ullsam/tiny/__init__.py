@@ -8,16 +8,3 @@ from ullsam.tiny.objectives import DenseObjective, TinySegmentation
 from ullsam.tiny.predictor import ScalePredictor
 from ullsam.tiny.sam import FineFeatures, TinySAM
 from ullsam.tiny.smollm2 import smollm2_folder
-
-__all__ = [
-    "TINY",
-    "USAM_TINY",
-    "DenseObjective",
-    "FineFeatures",
-    "ScalePredictor",
-    "TinySAM",
-    "TinySamConfig",
-    "TinySegmentation",
-    "TinyTrainConfig",
-    "smollm2_folder",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, TwoWayTransformer
 from torch import Tensor, nn
 
 from ullsam.errors import InputError
@@ -80,21 +80,23 @@ def build_tiny_sam(config: TinySamConfig) -> TinySAM:
         raise InputError(
             f"A stem needs patches of 16 px that fit the image, not {config.patch_size} of {config.image_size}."
         )
-    return TinySAM(_image_encoder(config), _prompt_encoder(config), _mask_decoder(config)).eval()
-
-
-def _image_encoder(c: TinySamConfig) -> ImageEncoderViT:
-    encoder = build_image_encoder(c, normalise=c.qk_norm)
+    encoder, c = build_image_encoder(config, normalise=config.qk_norm), config
     encoder.patch_embed = ConvStem(c.stem, c.embed_dim)
     encoder.neck.append(instance_norm(c.out_chans, 0.3))
     encoder.summary = Summary(c.stem[1:], c.out_chans) if c.summary else None
     encoder.fine_path = FinePath(c.stem[1:], c.out_chans)
-    _start_small(encoder, c.depth)
-    return encoder
+    prompts, decoder = build_prompt_encoder(c), build_mask_decoder(c, FineMaskDecoder, widths=c.stem[1:])
+    with torch.no_grad():
+        start_small(encoder, c.depth)
+        prompts.pe_layer.positional_encoding_gaussian_matrix *= c.position_scale
+        prompts.no_mask_embed.weight.mul_(0.1)  # positions count for more than point labels at first, see instance_norm
+        for embedding in prompts.point_embeddings:
+            embedding.weight.mul_(0.3)
+        match_positions(decoder.transformer)
+    return TinySAM(encoder, prompts, decoder).eval()
 
 
-@torch.no_grad()
-def _start_small(encoder: ImageEncoderViT, depth: int) -> None:
+def start_small(encoder: ImageEncoderViT, depth: int) -> None:
     """GPT-2's initialisation: no biases, and residual branches that add little at first."""
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
     for block in encoder.blocks:
@@ -105,23 +107,6 @@ def _start_small(encoder: ImageEncoderViT, depth: int) -> None:
             last.weight.mul_((2 * depth) ** -0.5)
 
 
-@torch.no_grad()
-def _prompt_encoder(c: TinySamConfig) -> PromptEncoder:
-    encoder = build_prompt_encoder(c)
-    encoder.pe_layer.positional_encoding_gaussian_matrix *= c.position_scale
-    encoder.no_mask_embed.weight.mul_(0.1)  # positions count for more than point labels at first, see instance_norm
-    for embedding in encoder.point_embeddings:
-        embedding.weight.mul_(0.3)
-    return encoder
-
-
-def _mask_decoder(c: TinySamConfig) -> MaskDecoder:
-    decoder = build_mask_decoder(c, FineMaskDecoder, widths=c.stem[1:])
-    match_positions(decoder.transformer)
-    return decoder
-
-
-@torch.no_grad()
 def match_positions(transformer: TwoWayTransformer, gain: float = 3.0) -> None:
     """Starts cross-attention with equal query and key maps: a point attends to its own position from the first step.
 

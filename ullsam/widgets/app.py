@@ -74,7 +74,6 @@ class App:
         self.files.tell(WELCOME.format(limit))
 
     def __repr__(self) -> str:
-        """What a page that shows no widgets prints instead."""
         return f"App({self.files.told})"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
@@ -97,7 +96,8 @@ class App:
         """
         if self.click is None:
             raise InputError("There is no image yet; choose it first, then its label image.")
-        self._use(name, data, self._import)
+        told = "{}: {} added to the saved instances."
+        self._use(name, data, lambda path: told.format(path.name, counted(self.click.import_labels(path), "object")))
 
     def open_example(self) -> None:
         """Opens a synthetic image of nuclei."""
@@ -125,8 +125,8 @@ class App:
         """Removes everything that was uploaded."""
         self._folder.cleanup()
 
-    def _use(self, name: str, data: bytes, act: Callable[[Path], None]) -> None:
-        """Does something with an uploaded file; what goes wrong is one sentence without a path of this machine.
+    def _use(self, name: str, data: bytes, act: Callable[[Path], str]) -> None:
+        """Tells what `act` makes of an uploaded file; what goes wrong is one sentence without a path of this machine.
 
         The file lies in a folder of its own: two of the same name never meet, and none lies beside another one.
         """
@@ -140,18 +140,14 @@ class App:
         path.write_bytes(data)
         try:
             check_size(path)
-            act(path)
+            self.files.tell(act(path))
         except InputError as error:
             raise InputError(self._plain(str(error))) from error
         except Exception as error:
             problem = f"{path.name} cannot be used ({type(error).__name__})"
             raise InputError(f"{problem}; open it in Fiji and save it as png or tif.") from error
 
-    def _import(self, path: Path) -> None:
-        added = self.click.import_labels(path)
-        self.files.tell(f"{path.name}: {counted(added, 'object')} added to the saved instances.")
-
-    def _show(self, path: Path) -> None:
+    def _show(self, path: Path) -> str:
         click = _Click(self._models, path, self._plain, self._refresh)
         self._keep()
         old, self.click, self._saved, self.files.opened = self.click, click, [], True
@@ -159,10 +155,9 @@ class App:
         if old is not None:
             old.close()
         self._refresh()
-        height, width = click.session.size
-        count = click.session.pages.count
+        (height, width), count = click.session.size, click.session.pages.count
         pages = f", {count} pages" if count > 1 else ""
-        self.files.tell(f"{path.name}: {width} x {height} pixels{pages}. Click on an object below.")
+        return f"{path.name}: {width} x {height} pixels{pages}. Click on an object below."
 
     def _keep(self) -> None:
         """Writes the results of the current image, or takes away those it has no more."""
@@ -186,8 +181,7 @@ class App:
         others = [folder for folder in self._results.iterdir() if folder.name != self.click.title]
         self.files.ready = bool(session.instances or others)
 
-    def _plain(self, words: str) -> str:
-        """A sentence without the places where this server keeps things."""
+    def _plain(self, words: str) -> str:  # without the places where this server keeps things
         return re.sub(re.escape(self._folder.name) + r"/(\d+/)?", "", words)
 
 
@@ -251,11 +245,8 @@ def serve(
     that is removed when the server ends.
 
     Args:
-        notebook: the file.
-        host: where to listen; other machines reach the app only if this is not the default.
-        port: where to listen.
-        sessions: pages at once.
-        browser: opens one.
+        host, port: where to listen; other machines reach the app only if the host is not the default.
+        sessions: pages at once; browser: opens one.
 
     Raises:
         InputError: Voila is not installed, or there is no such notebook.
@@ -278,21 +269,12 @@ def settings(host: str, port: int, sessions: int, browser: bool):
     """Voila's settings, a traitlets Config: no file is handed out, no page runs code of its own, idle kernels end."""
     from traitlets.config import Config
 
-    config = Config()
-    config.Voila.ip, config.Voila.port, config.Voila.port_retries = host, port, 0
-    config.Voila.open_browser = browser
-    config.Voila.tornado_settings = {"allow_remote_access": not is_loopback(host)}
-    config.VoilaConfiguration.file_allowlist = []
-    config.VoilaConfiguration.allow_template_override = "NO"
-    config.VoilaConfiguration.allow_theme_override = "NO"
-    config.VoilaConfiguration.show_tracebacks = False
-    config.VoilaConfiguration.show_margins = False
-    config.VoilaConfiguration.multi_kernel_manager_class = "ullsam.widgets.kernels.PageKernels"
-    config.PageKernels.limit = sessions
-    config.PageKernels.cull_idle_timeout = IDLE
-    config.PageKernels.cull_interval = SWEEP
-    config.PageKernels.cull_connected = True
-    return config
+    remote, kernels = {"allow_remote_access": not is_loopback(host)}, "ullsam.widgets.kernels.PageKernels"
+    server = {"ip": host, "port": port, "port_retries": 0, "open_browser": browser, "tornado_settings": remote}
+    page = {"file_allowlist": [], "allow_template_override": "NO", "allow_theme_override": "NO", "show_tracebacks": False}
+    page |= {"show_margins": False, "multi_kernel_manager_class": kernels}
+    idle = {"cull_idle_timeout": IDLE, "cull_interval": SWEEP, "cull_connected": True}
+    return Config({"Voila": server, "VoilaConfiguration": page, "PageKernels": {"limit": sessions, **idle}})
 
 
 def is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from ullsam.errors import InputError
 from ullsam.plots.charts import FONT
 from ullsam.plots.images import panel_grid, show_masks
 from ullsam.plots.overlays import PALETTE, instance_colours, outline, overlay
-from ullsam.widgets.live import NATURAL, WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled
+from ullsam.widgets.live import WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled, still
 
 SIDE = 520  # longer side of the image in the browser, pixels
 MARGIN = 12  # pixels that jupyter-bbox-widget leaves around it
@@ -52,15 +52,12 @@ class BoxToSegment(Live):
         self._found: dict[tuple, tuple] = {}  # box -> mask and score
         super().__init__()
 
+    names = property(lambda self: [name for _, name in self._rows], doc="The class of each box, I names.")
+
     @property
     def boxes(self) -> np.ndarray:
         """The boxes, float32 (I, 4)."""
         return np.array([box for box, _ in self._rows], np.float32).reshape(-1, 4)  # also for I = 0
-
-    @property
-    def names(self) -> list[str]:
-        """The class of each box, I names."""
-        return [name for _, name in self._rows]
 
     @property
     def masks(self) -> np.ndarray:
@@ -88,12 +85,10 @@ class BoxToSegment(Live):
 
     def table(self) -> list[dict]:
         """One row per box: number, class, the box, its mask's area in pixels, and the model's own score."""
-        rows = []
-        for number, ((box, name), mask, score) in enumerate(zip(self._rows, self.masks, self.scores, strict=True), 1):
-            edges = dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
-            measured = {"area": int(mask.sum()), "score": round(float(score), 3)}
-            rows.append({"number": number, "class": name, **edges, **measured})
-        return rows
+        columns = ("number", "class", "x0", "y0", "x1", "y1", "area", "score")
+        measured = [(int(mask.sum()), round(float(score), 3)) for mask, score in zip(self.masks, self.scores, strict=True)]
+        rows = enumerate(zip(self._rows, measured, strict=True), 1)
+        return [dict(zip(columns, (n, name, *box, *values), strict=True)) for n, ((box, name), values) in rows]
 
     @gesture
     def add_box(self, x0: float, y0: float, x1: float, y1: float, name: str | None = None) -> int:
@@ -172,10 +167,8 @@ class BoxToSegment(Live):
         style = {"fontsize": FONT - 2, "color": "white", "va": "bottom", "clip_on": True}
         for i, (x0, y0, *_) in enumerate(self.boxes, 1):
             axes[0, 0].text(x0, y0, f" {i} ", bbox={"facecolor": "black", "pad": 0.5, "linewidth": 0}, **style)
-        handles = [
-            Patch(facecolor=np.array(colour) / 255, label=f"{self.classes[k - 1]} ({self.names.count(self.classes[k - 1])})")
-            for k, colour in sorted(instance_colours(areas).items())
-        ]
+        colours = {self.classes[k - 1]: np.array(colour) / 255 for k, colour in sorted(instance_colours(areas).items())}
+        handles = [Patch(facecolor=colour, label=f"{c} ({self.names.count(c)})") for c, colour in colours.items()]
         if handles:
             options = {"ncols": min(3, len(handles)), "fontsize": FONT - 1, "frameon": False}
             figure.legend(handles=handles, loc="outside lower center", **options)
@@ -236,24 +229,21 @@ class BoxToSegment(Live):
             raise InputError("jupyter-bbox-widget is not installed; run: pip install jupyter-bbox-widget") from error
         enable_colab()
         self._scale = SIDE / max(self.predictor.size)  # browser pixels per image pixel
-        colours = [f"#{bytes(colour).hex()}" for colour in PALETTE]
-        self._canvas = BBoxWidget(hide_buttons=True, colors=colours)
+        self._canvas = BBoxWidget(hide_buttons=True, colors=[f"#{bytes(colour).hex()}" for colour in PALETTE])
         self._canvas.image_bytes = png_bytes(scaled(self.image, SIDE))
-        self._canvas.observe(self._from_browser(self._dragged), names="bboxes")
-        self._canvas.observe(self._from_browser(lambda change: self.choose_class(change["new"])), names="label")
-        self._knowledge = ipywidgets.Checkbox(description="with knowledge (VLK)", indent=False)
+        self._on_value(self._canvas, self._dragged, "bboxes")
+        self._on_value(self._canvas, self.choose_class, "label")
+        self._knowledge = self._checkbox("with knowledge (VLK)", lambda _: self.toggle_vlk())
         self._knowledge.disabled = self.predictor.model.vlsa is None
-        self._on_value(self._knowledge, lambda _: self.toggle_vlk())
         new = ipywidgets.Text(placeholder="another class", layout={"width": "150px"})
         add = self._button("Add class", lambda: self.add_class(new.value))
-        self._result = ipywidgets.Image(format="png", layout=NATURAL)
+        self._result = still()
         row = ipywidgets.HBox([self._knowledge, new, add, self._button("Clear", self.clear)], layout=WRAP)
         pictures = ipywidgets.HBox([beside(self._canvas, NARROW, SIDE + MARGIN), beside(self._result, NARROW)], layout=WRAP)
         return ipywidgets.VBox([row, pictures, self._line])
 
-    def _dragged(self, change: dict) -> None:
-        keys = ("x", "y", "width", "height")
-        self.set_boxes([b | {k: b[k] / self._scale for k in keys} for b in change["new"]])
+    def _dragged(self, bboxes: list[dict]) -> None:
+        self.set_boxes([b | {k: b[k] / self._scale for k in ("x", "y", "width", "height")} for b in bboxes])
 
     def _draw(self) -> None:
         if not self.skipped:  # a box that is just being dragged stays as it is

@@ -1,8 +1,7 @@
 """Click to segment: the widget of a `ClickSession` in a notebook.
 
-The session does the work. `GESTURES` says which of its methods a person can ask for. `ClickToSegment` has a method of the
-same name for each, which the mouse calls as well as a line of Python, and sends the browser what has changed: the picture as
-JPEG, masks as compressed bytes, the rest as a small dict.
+The session does the work. `ClickToSegment` has a method for each of the `GESTURES`, which the mouse calls as well as a line
+of Python, and sends the browser what has changed: the picture as JPEG, masks as compressed bytes, the rest as a small dict.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
 
 import anywidget
 import cv2
@@ -32,39 +32,14 @@ COLORING = 512  # longer side of the label map in which neighbours are looked fo
 ENCODING = "Encoding the image ..."
 
 
-class Gesture(NamedTuple):
-    """Something a person can do, in the browser or by a line of Python."""
-
-    act: Callable  # the session's method that does it
-    values: tuple[str, ...] | None = ()  # what the browser must send along; None: Python alone may ask for it
-    busy: str = ""  # what is shown while it takes a moment
-
-
-GESTURES = {
-    "click": Gesture(ClickSession.click, ("x", "y", "positive", "grab")),
-    "move_point": Gesture(ClickSession.move_point, ("index", "x", "y")),
-    "set_box": Gesture(ClickSession.set_box, ("x0", "y0", "x1", "y1")),
-    "clear_box": Gesture(ClickSession.clear_box),
-    "undo": Gesture(ClickSession.undo),
-    "redo": Gesture(ClickSession.redo),
-    "clear": Gesture(ClickSession.clear),
-    "save_instance": Gesture(ClickSession.save_instance),
-    "select": Gesture(ClickSession.select, ("number",)),
-    "rename": Gesture(ClickSession.rename, ("number", "name")),
-    "delete": Gesture(ClickSession.delete, ("number",)),
-    "edit": Gesture(ClickSession.edit, ("number",)),
-    "toggle_vlk": Gesture(ClickSession.toggle_vlk),
-    "toggle_negatives": Gesture(ClickSession.toggle_negatives),
-    "set_candidate": Gesture(ClickSession.set_candidate, ("k",)),
-    "set_model": Gesture(ClickSession.set_model, ("name",), ENCODING),
-    "set_page": Gesture(ClickSession.set_page, ("z",)),
-    "set_channel": Gesture(ClickSession.set_channel, ("channel",), ENCODING),
-    "set_display": Gesture(ClickSession.set_display, ("low", "high", "gamma")),
-    "encode": Gesture(ClickSession.encode),
-    "describe": Gesture(ClickSession.describe, (), "The language model is writing ..."),
-    "export": Gesture(ClickSession.export, ("formats",), "Writing files ..."),
-    "import_labels": Gesture(ClickSession.import_labels, None),
-}
+# what a person can do, in the browser or by a line of Python; each is a method of the session
+NAMES = """click move_point set_box clear_box undo redo clear save_instance select rename delete edit toggle_vlk
+toggle_negatives set_candidate set_model set_page set_channel set_display encode""".split()
+# name -> the values that the browser must send along; None: Python alone may ask for it
+GESTURES = {name: tuple(signature(getattr(ClickSession, name)).parameters)[1:] for name in NAMES}
+GESTURES |= {"describe": (), "export": ("formats",), "import_labels": None}
+BUSY = {"describe": "The language model is writing ...", "export": "Writing files ..."}  # shown while it takes a moment
+BUSY |= dict.fromkeys(("set_model", "set_channel"), ENCODING)
 
 
 def bundle(*names: str) -> str:
@@ -145,8 +120,8 @@ class ClickToSegment(anywidget.AnyWidget):
         """Runs a gesture and shows the outcome; an error becomes the status too, and leaves the state as it was."""
         with self._turn:
             try:
-                self.busy = GESTURES[name].busy or ("" if self.session.encoded else ENCODING)
-                result = GESTURES[name].act(self.session, *args, **values)
+                self.busy = BUSY.get(name) or ("" if self.session.encoded else ENCODING)
+                result = getattr(self.session, name)(*args, **values)
                 self._show(self._summary(name, result))
             except Exception as error:
                 self._show(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", failed=True)
@@ -158,7 +133,7 @@ class ClickToSegment(anywidget.AnyWidget):
         name, values = content.get("kind"), content.get("values") or {}
         try:
             known = GESTURES.get(name)
-            if known and known.values is not None and set(values) == set(known.values):
+            if known is not None and set(values) == set(known):
                 getattr(self, name)(**values)  # the method of this widget that a line of Python would call
             else:
                 self._show(f"This widget knows no gesture {name!r} of this kind; run the cell again.", failed=True)
@@ -184,16 +159,15 @@ class ClickToSegment(anywidget.AnyWidget):
             self.shown, self.failed, self.status = self._view(), failed, status or self.status
 
     def _is_new(self, layer: str, pixels: np.ndarray | None, key=None) -> bool:
-        """The layer differs from what the browser has."""
         old, self._sent[layer] = self._sent.get(layer), (pixels, key)
         return old is None or old[1] != key or not np.array_equal(old[0], pixels)
 
     def _view(self) -> dict:
         """All that the browser shows besides pictures and sentences."""
-        session, state, contrast = self.session, self.session.state, self.session.contrast
+        session, state = self.session, self.session.state
         view = {name: getattr(state, name) for name in ("editing", "page", "channel", "model", "negatives", "candidate")}
         names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo")
-        view |= {name: getattr(session, name) for name in names}
+        view |= {name: getattr(session, name) for name in names} | asdict(session.contrast)
         return view | {
             "points": [list(p) for p in state.prompts],
             "suggested": [list(p) for p in state.suggested],
@@ -203,14 +177,10 @@ class ClickToSegment(anywidget.AnyWidget):
             "pages": session.pages.count,
             "channels": list(session.channels),
             "folder": str(self.export_folder),
-            "low": contrast.low,
-            "high": contrast.high,
-            "gamma": contrast.gamma,
             "exports": [[name, label] for name, (label, _) in EXPORT_FORMATS.items()],
         }
 
     def _summary(self, name: str, result) -> str:
-        """What happened, in words."""
         mask, state = self.session.mask, self.session.state
         if name == "export":
             return f"Written: {', '.join(str(path) for path in result.values())}."
@@ -224,16 +194,14 @@ class ClickToSegment(anywidget.AnyWidget):
 
 
 def _method(name: str) -> Callable:
-    """The widget's method for a gesture: the session's, with its arguments and its words, and the outcome is shown."""
-
-    @functools.wraps(GESTURES[name].act)
+    @functools.wraps(getattr(ClickSession, name))
     def method(self, *args, **values):
         return self._do(name, *args, **values)
 
     return method
 
 
-for _name in GESTURES.keys() - {"describe", "export"}:  # `demo.click(30, 20)`, `demo.undo()` and so on
+for _name in GESTURES.keys() - {"describe", "export"}:  # `demo.click(30, 20)` is the session's, and the outcome is shown
     setattr(ClickToSegment, _name, _method(_name))
 
 
@@ -243,7 +211,6 @@ def counted(number: int, thing: str) -> str:
 
 
 def _shrunk(pixels: np.ndarray, longest: int, how: int = cv2.INTER_NEAREST) -> np.ndarray:
-    """An image or label map (H, W, ...) whose longer side is at most `longest`."""
     scale = min(1.0, longest / max(pixels.shape[:2]))
     size = [max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0])]
     return pixels if scale == 1 else cv2.resize(pixels, size, interpolation=how)

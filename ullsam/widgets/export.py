@@ -84,34 +84,26 @@ def write_rois(annotations: Annotations, folder: Path) -> Path:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for page, number, name, region in annotations.objects():
             title = f"{number:04d}-" + re.sub(r"[^\w .+-]", "_", name)
-            roi = _roi(outlines(region), title, page + 1 if annotations.count > 1 else 0)
+            roi = _roi(region, title, page + 1 if annotations.count > 1 else 0)
             archive.writestr(f"{title}.roi", roi.tobytes())
     write_atomic(path, buffer.getvalue())
     return path
 
 
-def _roi(paths: list[np.ndarray], name: str, position: int):
+def _roi(region: Region, name: str, position: int):
     """A traced outline, or a composite where there are several; `position` is the page from 1, 0 for none."""
     from roifile import ROI_TYPE, ImagejRoi
 
+    paths, (height, width) = outlines(region), region.pixels.shape
     if len(paths) == 1:
         roi = ImagejRoi.frompoints(paths[0], name=name)
         roi.roitype, roi.position = ROI_TYPE.TRACED, position
         return roi
     steps = [[0.0, *path[0]] + [v for point in path[1:] for v in (1.0, *point)] + [4.0] for path in paths]
     line = np.concatenate(steps).astype(np.float32)  # 0 move to, 1 line to, 4 close
-    (left, top), (right, bottom) = (f([f(p, axis=0) for p in paths], axis=0).tolist() for f in (np.min, np.max))
-    return ImagejRoi(
-        roitype=ROI_TYPE.RECT,
-        name=name,
-        position=position,
-        left=left,
-        top=top,
-        right=right,
-        bottom=bottom,
-        shape_roi_size=len(line),
-        multi_coordinates=line,
-    )
+    frame = {"left": region.x0, "top": region.y0, "right": region.x0 + width, "bottom": region.y0 + height}
+    shape = {"roitype": ROI_TYPE.RECT, "shape_roi_size": len(line), "multi_coordinates": line}
+    return ImagejRoi(name=name, position=position, **frame, **shape)
 
 
 def outlines(region: Region) -> list[np.ndarray]:
@@ -150,12 +142,8 @@ def write_coco(annotations: Annotations, folder: Path) -> Path:
         }
         for page, number, name, region in objects
     ]
-    content = {
-        "info": {"description": f"Instances of {annotations.name}"},
-        "images": images,
-        "categories": [{"id": i, "name": name} for name, i in categories.items()],
-        "annotations": records,
-    }
+    content = {"info": {"description": f"Instances of {annotations.name}"}, "images": images, "annotations": records}
+    content["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
     path = folder / f"{annotations.name}_coco.json"
     write_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
     return path
@@ -174,15 +162,13 @@ def run_lengths(region: Region, size: tuple[int, int]) -> dict:
 
 def write_overlay(annotations: Annotations, folder: Path) -> Path:
     """`<name>_overlay.png`, for a stack the folder `<name>_overlay`: tinted and outlined instances with their numbers."""
-    images, path = annotations.pictures or annotations.images, folder / f"{annotations.name}_overlay"
-    pictures = {page: png(numbered(images[page], labels)) for page, labels in sorted(annotations.labels.items())}
-    if annotations.count == 1:
-        path = folder / f"{annotations.name}_overlay.png"
-        write_atomic(path, pictures[0])
-        return path
-    path.mkdir(exist_ok=True)
-    for page, content in pictures.items():
-        write_atomic(path / f"{annotations.page_name(page)}.png", content)
+    images, single = annotations.pictures or annotations.images, annotations.count == 1
+    path = folder / f"{annotations.name}_overlay{'.png' if single else ''}"
+    if not single:
+        path.mkdir(exist_ok=True)
+    for page, labels in annotations.labels.items():
+        file = path if single else path / f"{annotations.page_name(page)}.png"
+        write_atomic(file, png(numbered(images[page], labels)))
     return path
 
 
@@ -220,12 +206,10 @@ def measure(annotations: Annotations, page: int) -> list[dict]:
     """Page and number from 1, name, area, diameter of the circle of this area, centre (x, y) and mean of each channel."""
     from skimage.measure import regionprops
 
-    found, image = regions(annotations.labels[page]), annotations.images[page]
-    dense = np.zeros(annotations.labels[page].shape, np.int32)
-    for i, region in enumerate(found.values(), start=1):
-        dense[region.window][region.pixels] = i
     um, rows = annotations.pixel_size, []
-    for number, props in zip(found, regionprops(dense, image), strict=True):
+    for number, region in regions(annotations.labels[page]).items():
+        image, corner = annotations.images[page][region.window], (region.y0, region.x0)
+        (props,) = regionprops(region.pixels.astype(np.uint8), image, offset=corner)
         (y, x), means = props.centroid, np.atleast_1d(props.intensity_mean)
         titles = ["mean_intensity"] if len(means) == 1 else [f"mean_intensity_{c + 1}" for c in range(len(means))]
         row = {"page": page + 1, "number": number, "name": annotations.names.get(number, PLAIN_NAME)}
@@ -249,7 +233,12 @@ def write_corpus(annotations: Annotations, folder: Path) -> Path:
         write_labels(root / "masks" / f"{Path(file).stem}.tif", labels)
         sizes = {"n_instances": len(regions(labels)), "height": labels.shape[0], "width": labels.shape[1]}
         rows.append({"file": file, "source_id": annotations.name, "split": "train", **sizes})
-    _update_table(root / "images.csv", rows)
+    table, old, new = root / "images.csv", [], {row["file"] for row in rows}
+    if table.is_file():  # rows of the same files are replaced
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            old = list(csv.DictReader(lines))
+    columns = dict.fromkeys([*COLUMNS, *(key for row in old for key in row)])
+    write_atomic(table, csv_text([row for row in old if row["file"] not in new] + rows, columns).encode("utf-8"))
     if not (root / "meta.json").exists():
         meta, um = {"name": annotations.name, "pixel_size": "not recorded"}, annotations.pixel_size
         if um:
@@ -278,18 +267,6 @@ def _write_image(image: np.ndarray, folder: Path, stem: str) -> str:
         if name not in taken or file.is_file() and file.read_bytes() == content:
             write_atomic(file, content)
             return file.name
-
-
-def _update_table(path: Path, rows: list[dict]) -> None:
-    """Puts rows into images.csv, over older ones of the same files."""
-    old = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            old = list(csv.DictReader(lines))
-    new = {row["file"] for row in rows}
-    rows = [row for row in old if row["file"] not in new] + rows
-    columns = dict.fromkeys([*COLUMNS, *(key for row in old for key in row)])
-    write_atomic(path, csv_text(rows, columns).encode("utf-8"))
 
 
 def csv_text(rows: list[dict], columns: Iterable[str] | None = None) -> str:

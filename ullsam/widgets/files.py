@@ -17,13 +17,11 @@ class FileExchange(anywidget.AnyWidget):
     """Buttons and a place to drop a file; a file comes in pieces of one megabyte, so no server's message limit matters.
 
     Args:
-        on_file: called with the name (text) and the bytes of each file that has arrived.
-        on_labels: the same for each file that was sent as a label image of the current image.
+        on_file: called with the name and the bytes of each image that has arrived; on_labels: of each label image.
         on_example: called when the example is asked for.
         on_results: gives the name and the bytes of what the person downloads.
         limit: megabytes of one file.
-        more: `alone=True` where the page belongs to this widget, and leaving it loses what is not downloaded: the browser
-            asks first.
+        more: `alone=True` where the browser asks before it leaves the page, which loses what is not downloaded.
     """
 
     _esm = Path(__file__).with_name("files.js")
@@ -92,6 +90,5 @@ class FileExchange(anywidget.AnyWidget):
         self._name, self._size, self._take, self._parts = "", 0, None, bytearray()
 
     def _save(self, name: str, data: bytes) -> None:
-        """Makes the browser save a file."""
         self.send({"kind": "save", "name": name}, buffers=[data])
         self.unsaved = False

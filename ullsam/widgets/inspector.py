@@ -22,8 +22,7 @@ from ullsam.plots.charts import FONT
 from ullsam.plots.images import panel_grid, show_feature_maps, show_masks, similarity_map
 from ullsam.plots.overlays import PALETTE
 from ullsam.vlsa import to_grid
-from ullsam.widgets import live
-from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, beside, gesture, png_bytes, scaled
+from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, own_predictor, png_bytes, scaled, still
 
 SIDE = 480  # longer side of the pictures in the browser, pixels
 NARROW = 260  # a picture is not made narrower to fit beside the other one
@@ -61,10 +60,7 @@ class Layer:
         rows, columns = slice(first[0], int(np.ceil(bottom - 1e-4))), slice(first[1], int(np.ceil(right - 1e-4)))
         return cls(grid[0, :, rows, columns].float(), first, cell)
 
-    @property
-    def local(self) -> Tensor:
-        """The values without what all patches share, their mean."""
-        return self.values - self.values.mean((1, 2), keepdim=True)
+    local = property(lambda self: self.values - self.values.mean((1, 2), keepdim=True), doc="Without what all share.")
 
     def patch(self, square: Square, xy) -> np.ndarray:
         """Points (..., 2) in image pixels -> (row, column) of their patches, int (..., 2)."""
@@ -96,11 +92,18 @@ class VlsaInspector(Live):
     """
 
     def __init__(self, model, image: np.ndarray):
-        model = model.model if hasattr(model, "set_image") else model
+        model = getattr(model, "model", model)
         if model.vlsa is None:
             raise InputError(f"Model {model.config.name} has no VLSA to inspect; load one that has, for example 'tiny'.")
-        self.image, self.predictor = to_rgb8(image), live.own_predictor(model, image)
-        self.square, self.layers = _layers(model, image)
+        self.image, self.predictor = to_rgb8(image), own_predictor(model, image)
+        self.square, features = self.predictor.view.square, self.predictor.view.features
+        with torch.inference_mode():
+            hidden = model.llm.hidden(model.image_tokens(features))  # (1, N, D)
+            knowledge = model.vlsa(hidden)
+        maps = {"image features": features.embedding, "LLM hidden states": to_grid(hidden).permute(0, 3, 1, 2)}
+        if knowledge.ndim == 4:  # else the variant's knowledge has no places
+            maps["knowledge"] = knowledge
+        self.layers = {name: Layer.cut(x, self.square) for name, x in maps.items()}  # the stages of VLSA, in order
         self.stage = list(self.layers)[-1]  # knowledge, where it has places
         self.local = True  # similarity of what differs between places, not of what all share
         self.mode = MODES[0]
@@ -110,15 +113,12 @@ class VlsaInspector(Live):
         self.masks: tuple[np.ndarray, np.ndarray] | None = None  # with and without knowledge, bool (H, W)
         super().__init__()
 
+    layer = property(lambda self: self.layers[self.stage], doc="The chosen stage, a Layer.")
+
     @property
     def patch(self) -> tuple[int, int]:
         """(row, column) of the chosen patch in `layer.values`."""
         return tuple(int(v) for v in self.layer.patch(self.square, self.position))
-
-    @property
-    def layer(self) -> Layer:
-        """The chosen stage."""
-        return self.layers[self.stage]
 
     def similarity(self) -> np.ndarray:
         """Cosine similarity of each patch to the chosen one, float32 (rows, columns), from -1 to 1."""
@@ -141,12 +141,15 @@ class VlsaInspector(Live):
     @gesture
     def segment(self, x: float, y: float, positive: bool = True) -> None:
         """Adds a point inside (or outside) an object and segments it with and without knowledge."""
-        self._segment((*self.prompts, (float(x), float(y), int(positive))))
+        prompts = (*self.prompts, (float(x), float(y), int(positive)))
+        table = np.array(prompts)  # (P, 3)
+        masks = tuple(self.predictor.predict(table[:, :2], table[:, 2], use_vlk=on).masks[0] for on in (True, False))
+        self.prompts, self.masks = prompts, masks
 
     @gesture
     def clear(self) -> None:
         """Removes the points and the masks."""
-        self._segment(())
+        self.prompts, self.masks = (), None
 
     @gesture
     def set_stage(self, name: str) -> None:
@@ -198,10 +201,10 @@ class VlsaInspector(Live):
 
     def _similarity_figure(self) -> Figure:
         figure, (axes,) = panel_grid(1, 2, self.square.height / self.square.width, title_lines=2)
-        titles = ("image and chosen patch", f"{self.stage}: which patches are like it?")
-        for ax, picture, title in zip(axes, (self.image, self._tinted()), titles, strict=True):
+        panels = {"image and chosen patch": self.image, f"{self.stage}: which patches are like it?": self._tinted()}
+        x0, y0, x1, y1 = self.layer.box(self.square, self.patch)
+        for ax, (title, picture) in zip(axes, panels.items(), strict=True):
             show_masks(picture, title=title, ax=ax)
-            x0, y0, x1, y1 = self.layer.box(self.square, self.patch)
             for width, colour in ((2.6, "black"), (1.2, "white")):
                 box = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width)
                 ax.add_patch(box)
@@ -211,14 +214,13 @@ class VlsaInspector(Live):
         return figure
 
     def _masks_figure(self) -> Figure:
-        """Three panels: with, without, and where they differ."""
         figure, (axes,) = panel_grid(1, 3, self.square.height / self.square.width, extra=0.35)
         areas = self._areas()
         panels = {"with VLK": areas & 1, "without VLK": areas & 2, "difference": areas}
         for ax, (title, labels) in zip(axes, panels.items(), strict=True):
             self._panel(labels, ax, title)
-        names = dict(enumerate(AREAS, 1))
-        handles = [Patch(facecolor=PALETTE[k - 1] / 255, label=f"{n}: {(areas == k).sum()} px") for k, n in names.items()]
+        named = enumerate(AREAS, 1)
+        handles = [Patch(facecolor=PALETTE[k - 1] / 255, label=f"{name}: {(areas == k).sum()} px") for k, name in named]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=FONT, frameon=False)
         return figure
 
@@ -243,21 +245,13 @@ class VlsaInspector(Live):
         if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
             raise InputError(f"The point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels.")
 
-    def _segment(self, prompts: tuple) -> None:
-        masks = None
-        if prompts:
-            table = np.array(prompts)  # (P, 3)
-            masks = tuple(self.predictor.predict(table[:, :2], table[:, 2], use_vlk=on).masks[0] for on in (True, False))
-        self.prompts, self.masks = prompts, masks
-
     def _build_view(self) -> ipywidgets.Widget:
         step = self.layer.cell / self.square.scale
         self._pointer = PointerImage(self._pointed, self.predictor.size, "image; point at a patch", step)
-        self._result, self._legend = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
+        self._result, self._legend = still(), ipywidgets.HTML()
         self._modes = self._on_value(ipywidgets.ToggleButtons(options=MODES, style={"button_width": "180px"}), self.set_mode)
         self._stages = self._on_value(ipywidgets.Dropdown(options=[*self.layers], description="vectors of"), self.set_stage)
-        local = ipywidgets.Checkbox(description="without what all patches share", indent=False)
-        self._locals = self._on_value(local, self.set_local)
+        self._locals = self._checkbox("without what all patches share", self.set_local)
         self._clear = self._button("Remove points", self.clear)
         row = ipywidgets.HBox([self._stages, self._locals, self._clear], layout=WRAP)
         result = beside(ipywidgets.VBox([self._result, self._legend]), NARROW)
@@ -290,17 +284,4 @@ class VlsaInspector(Live):
             self._result.value, self._legend.value = png_bytes(self.figure(), FIGURE_DPI), ""
 
     def _bare(self, labels: np.ndarray | None) -> bytes:
-        return png_bytes(self._panel(labels, live.bare_axes(self.predictor.size, SIDE)))
-
-
-@torch.inference_mode()
-def _layers(model, image: np.ndarray) -> tuple[Square, dict[str, Layer]]:
-    """The stages of VLSA that have a vector for each place, in order."""
-    pixels, (square,) = model.preprocess([image])
-    features = model.encode(pixels)
-    hidden = model.llm.hidden(model.image_tokens(features))  # (1, N, D)
-    knowledge = model.vlsa(hidden)
-    maps = {"image features": features.embedding, "LLM hidden states": to_grid(hidden).permute(0, 3, 1, 2)}
-    if knowledge.ndim == 4:  # else the variant's knowledge has no places
-        maps["knowledge"] = knowledge
-    return square, {name: Layer.cut(x, square) for name, x in maps.items()}
+        return png_bytes(self._panel(labels, bare_axes(self.predictor.size, SIDE)))

@@ -32,10 +32,7 @@ class Region:
         x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
         return cls(x, y, mask[y : y + height, x : x + width].copy())
 
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return int(np.count_nonzero(self.pixels))
+    area = property(lambda self: int(np.count_nonzero(self.pixels)), doc="Number of pixels.")
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -68,10 +65,7 @@ class Instance:
     page: int  # from 0
     region: Region
 
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return self.region.area
+    area = property(lambda self: self.region.area, doc="Number of pixels.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +85,12 @@ class State:
     editing: int | None = None  # number of the instance that is the current object
     instances: tuple[Instance, ...] = ()
 
+    encoding = property(lambda self: (self.model, self.page, self.channel), doc="What the image's features depend on.")
+
     @property
     def empty(self) -> bool:
         """There is no current object."""
         return not self.prompts and self.box is None and self.editing is None
-
-    @property
-    def encoding(self) -> tuple:
-        """What the features of the image depend on."""
-        return self.model, self.page, self.channel
 
     def without_object(self, **changes) -> State:
         """The same without a current object."""
@@ -125,11 +116,11 @@ class State:
         return tuple(new if old.number == new.number else old for old in self.instances)
 
 
-def next_number(instances: Iterable[Instance]) -> int:
-    """One more than the largest number, 1 at first; the first free one where the largest is taken."""
+def free_numbers(instances: Iterable[Instance], wanted: int = 1) -> Iterator[int]:
+    """Numbers for new instances: those after the largest, 1 at first; where too few are left, all free ones from 1."""
     taken = {i.number for i in instances}
-    largest = max(taken, default=0)
-    return largest + 1 if largest < LARGEST else next(n for n in count(1) if n not in taken)
+    start = max(taken, default=0) + 1
+    return (n for n in count(start if start + wanted - 1 <= LARGEST else 1) if n not in taken)
 
 
 def label_map(instances: Iterable[Instance], page: int, size: tuple[int, int]) -> np.ndarray:
@@ -153,14 +144,10 @@ def regions(labels: np.ndarray) -> dict[int, Region]:
 
 
 def from_labels(labels: np.ndarray, page: int, existing: Sequence[Instance], name: str) -> tuple[Instance, ...]:
-    """The objects of a label map as instances, with their bounding boxes as prompts.
+    """The objects of a label map, int32 (H, W) with 0 background, as instances of one page with boxes as prompts.
 
     Pixels of existing instances stay theirs. The ids are kept if none of them is taken and all fit into a 16-bit label
     image, which other programs need; else numbering goes on.
-
-    Args:
-        labels: int32 (H, W), 0 background.
-        page, name: of every new instance.
 
     Raises:
         InputError: there are too many objects.
@@ -170,9 +157,7 @@ def from_labels(labels: np.ndarray, page: int, existing: Sequence[Instance], nam
     if len(found) + len(taken) > LARGEST:
         raise InputError(f"The label image has {len(found)} objects and an image holds {LARGEST}; crop the image.")
     kept = taken.isdisjoint(found) and max(found, default=0) <= LARGEST
-    start = max(taken, default=0) + 1
-    free = (n for n in count(start if start + len(found) <= LARGEST else 1) if n not in taken)
-    rows = zip(found if kept else free, found.values(), strict=False)
+    rows = zip(found if kept else free_numbers(existing, len(found)), found.values(), strict=False)
     return tuple(Instance(number, name, (), region.box, "", page, region) for number, region in rows)
 
 

@@ -33,6 +33,11 @@ NATURAL = {"max_width": "100%", "align_self": "flex-start"}  # a picture in its 
 WRAP = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start")  # side by side, or below on a narrow screen
 
 
+def still() -> ipywidgets.Image:
+    """A place for a picture as PNG."""
+    return ipywidgets.Image(format="png", layout=NATURAL)
+
+
 def beside(part: ipywidgets.Widget, narrow: int, largest: int | None = None) -> ipywidgets.Box:
     """A picture in a row of several: it shrinks to `narrow` pixels before it goes below them, and grows to `largest`."""
     limit = {} if largest is None else {"max_width": f"{largest}px"}
@@ -105,22 +110,25 @@ class Live:
 
         return run
 
-    def _on_value(self, control: ipywidgets.Widget, act: Callable) -> ipywidgets.Widget:
+    def _on_value(self, control: ipywidgets.Widget, act: Callable, names: str = "value") -> ipywidgets.Widget:
         """The control, whose new value goes to `act`."""
-        control.observe(self._from_browser(lambda change: act(change["new"])), names="value")
+        control.observe(self._from_browser(lambda change: act(change["new"])), names=names)
         return control
 
-    def _button(self, words: str, act: Callable, hint: str = "") -> ipywidgets.Button:
-        button = ipywidgets.Button(description=words, tooltip=hint or words)
+    def _checkbox(self, words: str, act: Callable) -> ipywidgets.Checkbox:
+        return self._on_value(ipywidgets.Checkbox(description=words, indent=False), act)
+
+    def _button(self, words: str, act: Callable) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=words, tooltip=words)
         button.on_click(self._from_browser(lambda _: act()))
         return button
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The view; and a still picture for pages that show no widgets."""
-        still = self.figure().image_bytes()
-        kind = "image/jpeg" if still[:2] == b"\xff\xd8" else "image/png"
+        picture = self.figure().image_bytes()
+        kind = "image/jpeg" if picture[:2] == b"\xff\xd8" else "image/png"
         bundle = dict(self.view._repr_mimebundle_(**kwargs))
-        return bundle | {"text/plain": repr(self), kind: base64.b64encode(still).decode()}
+        return bundle | {"text/plain": repr(self), kind: base64.b64encode(picture).decode()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.status})"
@@ -167,7 +175,7 @@ def enable_colab() -> None:
 
 def own_predictor(model, image: np.ndarray) -> Predictor:
     """A predictor of its own for `image`; `model` is a ULLSAM or a Predictor, of which only the model is used."""
-    predictor = Predictor(model.model if hasattr(model, "set_image") else model)
+    predictor = Predictor(getattr(model, "model", model))
     predictor.set_image(image)
     return predictor
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import pickle
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import ipywidgets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from ullsam.data.corpus import Sample
 from ullsam.errors import InputError
@@ -26,26 +22,23 @@ from ullsam.plots.charts import DPI, FONT, PANEL, Picture, show_curves
 from ullsam.plots.images import panel_grid, show_masks
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_instances
-from ullsam.widgets.live import NATURAL, WRAP, Live, gesture, png_bytes
+from ullsam.widgets.live import WRAP, Live, gesture, png_bytes, still
 
 OBJECTS = 8  # at most so many objects of the example image
 CURVE_DPI = 100
 KEPT = 4  # example masks shown: the first ones, and the latest
 FIRST = ("loss", "dice_score", "caption", "spread")  # drawn until others are chosen
+LAST = 20  # lines that tell the pace
 QUIET = 20  # a run silent for so many times its usual pause between log lines may have stopped
 
 
 class RunFolder:
-    """What a run of `fit` has written so far; a missing folder is a run that has not begun.
-
-    `lines` are the log's complete lines in the order of their steps. Where a run was restarted, the lines after the point
-    it went on from are dropped, as `fit` itself does.
-    """
+    """What a run of `fit` has written so far; a missing folder is a run that has not begun."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.log = self.folder / "log.jsonl"
-        self.lines: list[dict] = []
+        self.lines: list[dict] = []  # see `parse_log`
         self.broken = 0  # complete lines that are no log line
         self.known: tuple | None = None  # time, size and inode of the log when it was last read
 
@@ -68,19 +61,13 @@ class RunFolder:
         model, log = stamp(self.folder / "config.json"), stamp(self.log)
         return bool(model and log and self.lines) and model[0] >= log[0]
 
-    def pace(self, last: int = 20) -> float:
-        """Seconds per step over the last lines; NaN where they do not tell."""
-        timed = [(line["step"], line["seconds"]) for line in self.lines[-last:] if "seconds" in line]
-        if len(timed) < 2:
-            return math.nan
-        (first, start), (final, end) = timed[0], timed[-1]
-        return (end - start) / (final - first)
-
     def progress(self, steps: int | None) -> str:
         """How fast it goes and, if its number of steps is known, how long it will take, in words."""
-        pace, log = self.pace(), stamp(self.log)
-        if math.isnan(pace) or log is None:
+        timed, log = [(line["step"], line["seconds"]) for line in self.lines[-LAST:] if "seconds" in line], stamp(self.log)
+        if len(timed) < 2 or log is None:
             return ""
+        (first, start), (final, end) = timed[0], timed[-1]
+        pace = (end - start) / (final - first)
         silent, step = max(0.0, time.time() - log[0] / 1e9), self.lines[-1]["step"]
         if silent > max(60.0, QUIET * pace * (step - self.lines[-2]["step"])):
             return f"no new line for {_span(silent)}, it may have stopped"
@@ -98,9 +85,12 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def parse_log(content: bytes) -> tuple[list[dict], int]:
-    """Log lines and the number of broken ones; what follows the last line end is still being written."""
+    """Complete log lines by ascending step, and the number of broken ones.
+
+    Where a run was restarted, the lines after the point that it went on from are dropped, as `fit` itself does.
+    """
     lines, broken = [], 0
-    for raw in content.split(b"\n")[:-1]:
+    for raw in content.split(b"\n")[:-1]:  # what follows the last line end is still being written
         try:
             line = json.loads(raw)
         except ValueError:
@@ -114,8 +104,7 @@ def parse_log(content: bytes) -> tuple[list[dict], int]:
     return lines, broken
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """Masks of the example image by the weights of one checkpoint."""
 
     step: int
@@ -133,10 +122,10 @@ class ExampleImage:
 
     def __init__(self, model: ULLSAM, sample: Sample):
         self.model, self.sample = model, sample
-        ids = sample_instances(sample.labels, np.random.default_rng(0), OBJECTS)
-        if not len(ids[0]):
+        rng = np.random.default_rng(0)
+        self.ids, self.points, self.point_labels = sample_instances(sample.labels, rng, OBJECTS)
+        if not len(self.ids):
             raise InputError("The example image has no object to segment; give a sample with instances.")
-        self.ids, self.points, self.point_labels = ids
 
     def segment(self, checkpoint: Path) -> Example:
         """The masks by a checkpoint's weights.
@@ -147,10 +136,23 @@ class ExampleImage:
         state = read_checkpoint(checkpoint)
         if state["config"]["stage"] != 3:
             raise InputError("Example masks come with stage 3; this run trains other parts.")
-        with _weights(self.model, state["model"]):
+        weights = state["model"]
+        own = {name: p for name, p in self.model.named_parameters() if name in weights}
+        wrong = [name for name, p in own.items() if p.shape != weights[name].shape]
+        if wrong or not own:
+            part = (wrong or ["no common part"])[0]
+            raise InputError(f"The checkpoint is of another model ({part}); give the model that is trained.")
+        before, training = {name: p.data for name, p in own.items()}, self.model.training
+        try:
+            for name, p in own.items():
+                p.data = weights[name].to(p.device, p.dtype)
             predictor = Predictor(self.model)
             predictor.set_image(self.sample.image)
             masks = predictor.predict(self.points, self.point_labels).masks
+        finally:  # the model has its own weights again
+            for name, p in own.items():
+                p.data = before[name]
+            self.model.train(training)
         return Example(state["step"], masks, float(instance_scores(masks, self.sample.labels, self.ids)[0].mean()))
 
 
@@ -162,25 +164,6 @@ def read_checkpoint(path: Path) -> dict:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}); wait for the run's next checkpoint.") from error
     return state
-
-
-@contextmanager
-def _weights(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the model has the weights in `state`; afterwards its own again. What the model lacks is passed over."""
-    own = {name: p for name, p in model.named_parameters() if name in state}
-    wrong = [name for name, p in own.items() if p.shape != state[name].shape]
-    if wrong or not own:
-        part = (wrong or ["no common part"])[0]
-        raise InputError(f"The checkpoint is of another model ({part}); give the model that is trained.")
-    before, training = {name: p.data for name, p in own.items()}, model.training
-    try:
-        for name, p in own.items():
-            p.data = state[name].to(p.device, p.dtype)
-        yield
-    finally:
-        for name, p in own.items():
-            p.data = before[name]
-        model.train(training)
 
 
 class TrainingMonitor(Live):
@@ -250,10 +233,7 @@ class TrainingMonitor(Live):
             self._timer.cancel()
         self._timer = None
 
-    @property
-    def live(self) -> bool:
-        """It looks by itself."""
-        return self._timer is not None
+    live = property(lambda self: self._timer is not None, doc="It looks by itself.")
 
     @property
     def known(self) -> list[str]:
@@ -320,8 +300,7 @@ class TrainingMonitor(Live):
             self._show(self.status)
 
     def _build_view(self) -> ipywidgets.Widget:
-        image = {"format": "png", "layout": NATURAL}
-        self._curves, self._masks = ipywidgets.Image(**image), ipywidgets.Image(**image)
+        self._curves, self._masks = still(), still()
         self._keys = self._on_value(ipywidgets.SelectMultiple(description="curves", rows=4), self.choose)
         smooth = ipywidgets.IntSlider(9, 1, 101, description="smooth", continuous_update=False)
         self._smooth = self._on_value(smooth, self.set_smooth)

@@ -31,10 +31,9 @@ class Display:
     def __post_init__(self):
         numbers = all(isinstance(v, (int, float)) and np.isfinite(v) for v in (self.low, self.high, self.gamma))
         if not numbers or not 0 <= self.low < self.high <= 100 or not 0.05 <= self.gamma <= 20:
-            raise InputError(
-                f"Contrast from {self.low} to {self.high} with gamma {self.gamma} cannot be shown; give "
-                "percentiles 0 <= low < high <= 100 and a gamma from 0.05 to 20."
-            )
+            values = f"Contrast from {self.low} to {self.high} with gamma {self.gamma}"
+            remedy = "give percentiles 0 <= low < high <= 100 and a gamma from 0.05 to 20"
+            raise InputError(f"{values} cannot be shown; {remedy}.")
 
 
 class Pages:
@@ -58,17 +57,16 @@ class Pages:
             if stack and (array.ndim not in (3, 4) or not len(array)):
                 raise InputError(f"The stack has shape {array.shape}; give (Z, H, W) or (Z, H, W, C) with Z pages.")
             self.count, read = (len(array), lambda z: array[z]) if stack else (1, lambda z: array)
-        self._read = lru_cache(KEPT)(lambda z: _channels_last(read(z)))
+        self._read = lru_cache(KEPT)(read)
 
     def page(self, z: int) -> np.ndarray:
-        """(H, W) or (H, W, C) in its own numbers.
-
-        Raises:
-            InputError: there is no such page, or it is not a usable image.
-        """
+        """(H, W) or (H, W, C) in its own numbers; `InputError` where there is no such page, or no usable image in it."""
         if not is_index(z, self.count):
             raise InputError(f"There is no page {z}; the image has {self.count}, numbered from 0.")
-        return self._read(int(z))
+        image = self._read(int(z))
+        if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
+            return np.moveaxis(image, 0, -1)  # (C, H, W) -> (H, W, C), as in `to_rgb8`
+        return image
 
     def channels(self, z: int) -> tuple[str, ...]:
         """Names of the channels to choose from; none for a grey image."""
@@ -79,11 +77,7 @@ class Pages:
         return ("red", "green", "blue") if rgb else tuple(f"channel {c + 1}" for c in range(image.shape[2]))
 
     def view(self, z: int, channel: int | None) -> np.ndarray:
-        """A page, or one channel of it as (H, W).
-
-        Raises:
-            InputError: the page has no such channel.
-        """
+        """A page, or one channel of it as (H, W); `InputError` where the page has no such channel."""
         image, names = self.page(z), self.channels(z)
         if channel is None:
             return image
@@ -110,10 +104,7 @@ class Pages:
         """Label maps int32 (H, W) by page: one for `page`, or one for each page if the source has as many.
 
         Args:
-            source: integers (H, W), a stack (Z, H, W), or the path of such an image.
-
-        Raises:
-            InputError: no label image, or not of the size of the image.
+            source: integers (H, W), a stack (Z, H, W), or the path of such an image; else `InputError`.
         """
         if isinstance(source, (str, Path)):
             count = count_pages(source)
@@ -125,10 +116,8 @@ class Pages:
         for z, labels in found.items():
             size = self.page(z).shape[:2]
             if labels.shape != size:
-                raise InputError(
-                    f"The label image has shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} "
-                    "columns; give one number for each of its pixels."
-                )
+                sizes = f"shape {labels.shape} but page {z} has {size[0]} rows and {size[1]} columns"
+                raise InputError(f"The label image has {sizes}; give one number for each of its pixels.")
         return {z: as_labels(labels, "The label image") for z, labels in found.items()}
 
 
@@ -177,10 +166,3 @@ def read_pixel_size(path: Path) -> tuple[float, float] | None:
     except Exception:  # another format, or tags that say nothing: the image can be used without
         return None
     return size if all(np.isfinite(s) and s > 0 for s in size) else None
-
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) -> (H, W, C) where the shape tells, as in `to_rgb8`."""
-    if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
-        return np.moveaxis(image, 0, -1)
-    return image

@@ -38,9 +38,7 @@ def save_project(path: str | Path, state: State, image_sha: str, image_name: str
             "format": FORMAT,
             "version": VERSION,
             "image": {"name": image_name, "sha256": image_sha},
-            "model": state.model,
-            "page": state.page,
-            "channel": state.channel,
+            **{name: getattr(state, name) for name in ("model", "page", "channel")},
             "instances": [_to_json(i) for i in state.instances],
         },
     )
@@ -52,9 +50,8 @@ def load_project(path: str | Path, image_sha: str) -> State:
     Raises:
         InputError: the file cannot be read, or is damaged, of a newer version, or of another image.
     """
-    path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
     except ValueError as error:
@@ -62,22 +59,17 @@ def load_project(path: str | Path, image_sha: str) -> State:
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("version"), int):
         raise InputError(f"{path} is no project file of this widget; name another file with project=...")
     if values["version"] > VERSION:
-        raise InputError(
-            f"{path} has version {values['version']} of the project format and this ullsam reads up to "
-            f"{VERSION}; install a newer ullsam."
-        )
+        versions = f"version {values['version']} of the project format and this ullsam reads up to {VERSION}"
+        raise InputError(f"{path} has {versions}; install a newer ullsam.")
     try:
         known, name = values["image"]["sha256"], values["image"].get("name", "")
         instances = tuple(_from_json(record) for record in values["instances"])
-        where = {"page": int(values["page"]), "channel": values["channel"]}
-        state = State(str(values["model"]), **where, instances=instances)
+        state = State(str(values["model"]), page=int(values["page"]), channel=values["channel"], instances=instances)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
     if known != image_sha:
-        raise InputError(
-            f"{path} is the project of another image{f' ({name})' if name else ''}; give the image it was "
-            "made for, or another project file."
-        )
+        other = f"another image{f' ({name})' if name else ''}"
+        raise InputError(f"{path} is the project of {other}; give the image it was made for, or another project file.")
     return state
 
 
@@ -99,10 +91,8 @@ class Autosave:
         self._pages = pages
         self._known = self._stamp()
         if self.path is not None and not os.access(self.path.parent, os.W_OK):
-            raise InputError(
-                f"The folder {self.path.parent} cannot be written, so your work could not be kept there; name "
-                "a file with project=..., or give project=False to keep none."
-            )
+            problem = f"The folder {self.path.parent} cannot be written, so your work could not be kept there"
+            raise InputError(f"{problem}; name a file with project=..., or give project=False to keep none.")
 
     def continued(self, state: State, models: list[str]) -> State:
         """The state in which an earlier session left the project, with one of the `models`; `state` without a project."""
@@ -121,14 +111,12 @@ class Autosave:
             return
         with _one_at_a_time(self.path.parent):
             if self._stamp() not in (self._known, None):
-                raise InputError(
-                    f"{self.path} was changed by another session meanwhile; open the image again to go on from there."
-                )
+                remedy = "open the image again to go on from there"
+                raise InputError(f"{self.path} was changed by another session meanwhile; {remedy}.")
             save_project(self.path, state, self._pages.sha, self._pages.file)
             self._known = self._stamp()
 
     def _stamp(self) -> tuple | None:
-        """What changes whenever the file is written."""
         if self.path is None or not self.path.exists():
             return None
         stat = self.path.stat()
@@ -158,17 +146,8 @@ def _damaged(path: Path, error: Exception) -> InputError:
 def _to_json(instance: Instance) -> dict:
     region = instance.region
     png = cv2.imencode(".png", region.pixels.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
-    return {
-        "number": instance.number,
-        "name": instance.name,
-        "model": instance.model,
-        "page": instance.page,
-        "prompts": [list(p) for p in instance.prompts],
-        "box": instance.box,
-        "area": instance.area,
-        "corner": [region.x0, region.y0],
-        "pixels": base64.b64encode(png).decode(),
-    }
+    record = {name: getattr(instance, name) for name in ("number", "name", "model", "page", "prompts", "box", "area")}
+    return record | {"corner": [region.x0, region.y0], "pixels": base64.b64encode(png).decode()}
 
 
 def _from_json(record: dict) -> Instance:

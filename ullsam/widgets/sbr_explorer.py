@@ -13,7 +13,7 @@ from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.plots.images import show_masks, show_sbr
 from ullsam.sbr import SbrConfig, instance_ids, sample_points, sbr_regions
-from ullsam.widgets.live import NATURAL, WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes
+from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, gesture, png_bytes, still
 
 SIDE = 300  # longer side of the image in the browser, pixels
 PICTURE_DPI = 85  # of the regions' picture
@@ -102,17 +102,17 @@ class SbrExplorer(Live):
     @gesture
     def set_erosion(self, distance: float) -> None:
         """Steps of erosion that leave the core."""
-        self._change(config=replace(self.choice.config, erosion=distance))
+        self._configure(erosion=distance)
 
     @gesture
     def set_ring(self, inner: float, outer: float) -> None:
         """Nearest and farthest distance of the ring."""
-        self._change(config=replace(self.choice.config, ring=(inner, outer)))
+        self._configure(ring=(inner, outer))
 
     @gesture
     def set_dilation(self, distance: float) -> None:
         """Steps of dilation beyond which the outside begins."""
-        self._change(config=replace(self.choice.config, dilation=distance))
+        self._configure(dilation=distance)
 
     @gesture
     def set_counts(self, n_pos: int, n_neg: int) -> None:
@@ -129,7 +129,7 @@ class SbrExplorer(Live):
     @gesture
     def set_exclude(self, exclude: bool) -> None:
         """Ring and outside in the background only (True), or also in other objects."""
-        self._change(config=replace(self.choice.config, exclude_other_instances=bool(exclude)))
+        self._configure(exclude_other_instances=bool(exclude))
 
     @gesture
     def set_zoom(self, zoomed: bool) -> None:
@@ -150,11 +150,10 @@ class SbrExplorer(Live):
 
     def branches(self) -> list[str]:
         """The case of Eq. 3 and that of Eq. 4 that gave the points, in words with the formula and its numbers."""
-        sizes, sentences = self.sizes(), []
-        for equation, name in zip(CASES, self._used(), strict=True):
-            cases = CASES[equation]
+        symbols = {key if key.startswith("N") else f"|{key}|": value for key, value in self.sizes().items()}
+        sentences = []
+        for (equation, cases), name in zip(CASES.items(), self._used(), strict=True):
             condition, outcome = cases[name]
-            symbols = {key if key.startswith("N") else f"|{key}|": value for key, value in sizes.items()}
             values = ", ".join(f"{symbol} = {value}" for symbol, value in symbols.items() if symbol in condition)
             number = f"case {list(cases).index(name) + 1} of {len(cases)}"
             sentences.append(f"{equation}, {number}: {condition} ({values}), so {outcome}.")
@@ -184,6 +183,9 @@ class SbrExplorer(Live):
     def _change(self, **changes) -> None:
         self._take(replace(self.choice, **changes))
 
+    def _configure(self, **changes) -> None:
+        self._change(config=replace(self.choice.config, **changes))
+
     def _take(self, choice: Choice) -> None:
         """Takes a choice over once its points could be drawn."""
         rng = np.random.default_rng(choice.seed)
@@ -192,9 +194,8 @@ class SbrExplorer(Live):
         self.points, self.choice = points, choice
 
     def _build_view(self) -> ipywidgets.Widget:
-        label = "image with the chosen object; click to choose"
-        self._picture = PointerImage(self._pointed, self.labels.shape, label)
-        self._regions, self._table = ipywidgets.Image(format="png", layout=NATURAL), ipywidgets.HTML()
+        self._picture = PointerImage(self._pointed, self.labels.shape, "image with the chosen object; click to choose")
+        self._regions, self._table = still(), ipywidgets.HTML()
         objects = ipywidgets.Dropdown(options=[*map(int, self.ids), MISSING], description="object", layout=CONTROL)
         halves = {"step": 0.5, "readout_format": ".1f"}
         self._controls = {
@@ -205,8 +206,8 @@ class SbrExplorer(Live):
             "n_pos": self._slider("inside Nₚ", 20, lambda n: self.set_counts(n, self.choice.n_neg)),
             "n_neg": self._slider("outside Nₙ", 40, lambda n: self.set_counts(self.choice.n_pos, n)),
             "seed": self._slider("seed", 99, self.set_seed),
-            "exclude": self._tick("no point on other objects", self.set_exclude),
-            "zoom": self._tick("zoom to the object", self.set_zoom),
+            "exclude_other_instances": self._checkbox("no point on other objects", self.set_exclude),
+            "zoom": self._checkbox("zoom to the object", self.set_zoom),
         }
         side = self.choice.config.reference_side
         words = f"Distances as in the paper: pixels of an image of {side} x {side}. {MARKS}"
@@ -225,26 +226,14 @@ class SbrExplorer(Live):
         slider = widget(description=name, min=0, max=last, continuous_update=False, layout=CONTROL, **options)
         return self._on_value(slider, act)
 
-    def _tick(self, name: str, act) -> ipywidgets.Widget:
-        return self._on_value(ipywidgets.Checkbox(description=name, indent=False), act)
-
     def _draw(self) -> None:
-        c, controls = self.choice, self._controls
-        values = {
-            "object": c.instance if c.instance in self.ids else MISSING,
-            "erosion": round(c.config.erosion),
-            "ring": c.config.ring,
-            "dilation": round(c.config.dilation),
-            "n_pos": c.n_pos,
-            "n_neg": c.n_neg,
-            "seed": c.seed,
-            "exclude": c.config.exclude_other_instances,
-            "zoom": self.zoomed,
-        }
-        for name, value in values.items():
-            if hasattr(controls[name], "max"):  # a script may go beyond the slider's end
-                controls[name].max = max(controls[name].max, *np.atleast_1d(value).tolist())
-            controls[name].value = value
+        c, values = self.choice, vars(self.choice) | vars(self.choice.config)
+        values |= {"object": c.instance if c.instance in self.ids else MISSING, "zoom": self.zoomed}
+        for name, control in self._controls.items():
+            value = round(values[name]) if isinstance(control, ipywidgets.IntSlider) else values[name]
+            if hasattr(control, "max"):  # a script may go beyond the slider's end
+                control.max = max(control.max, *np.atleast_1d(value).tolist())
+            control.value = value
         axes = bare_axes(self.labels.shape, SIDE)
         show_masks(self.image, None, self.points.points, self.points.labels, ax=axes, truth=self.labels == c.instance)
         self._picture.png = png_bytes(axes.figure)

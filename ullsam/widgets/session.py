@@ -1,11 +1,12 @@
 """A session of clicks on one image: all state and all logic of the click widget, without a browser.
 
-Everything that a gesture can change is one frozen `State`; a gesture makes a new state, and undo goes back to an old one.
+Everything that a gesture can change is one frozen `State`; a gesture makes a new one, and undo goes back to an old one.
 So a gesture that fails changes nothing, and two sessions share nothing but the models.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,7 @@ from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_points
 from ullsam.widgets.export import export
-from ullsam.widgets.instances import (
-    PLAIN_NAME,
-    Annotations,
-    Instance,
-    Point,
-    Region,
-    State,
-    from_labels,
-    label_map,
-    next_number,
-)
+from ullsam.widgets.instances import PLAIN_NAME, Annotations, Instance, Region, State, free_numbers, from_labels, label_map
 from ullsam.widgets.pages import Display, Pages, display, is_index
 from ullsam.widgets.project import Autosave
 
@@ -43,8 +34,7 @@ class ClickSession:
     """Prompts of the object being segmented, its mask, and the instances saved so far, all of one image or stack.
 
     Points are (x, y) in pixels of the image as given. Arrays are replaced, never changed in place. The image is encoded
-    when a mask is first needed, or by `encode`. What a gesture can change is read from `state`: prompts, box, model, page
-    and more, see `State`.
+    when a mask is first needed, or by `encode`. What a gesture can change is read from `state`, see `State`.
 
     Args:
         models: a ULLSAM or Predictor, or a dict of them by name, the first being the current one. Only the network is
@@ -118,8 +108,7 @@ class ClickSession:
         """Takes back the last change."""
         if not self._past:
             raise InputError("There is nothing to undo; click on an object first.")
-        *past, state = self._past
-        future = (self.state, *self._future)
+        (*past, state), future = self._past, (self.state, *self._future)
         self._show(state)
         self._past, self._future = tuple(past), future
 
@@ -127,8 +116,7 @@ class ClickSession:
         """Does again what was undone last."""
         if not self._future:
             raise InputError("There is nothing to redo; undo a change first.")
-        state, *future = self._future
-        past = (*self._past, self.state)
+        (state, *future), past = self._future, (*self._past, self.state)
         self._show(state)
         self._past, self._future = past, tuple(future)
 
@@ -206,7 +194,7 @@ class ClickSession:
         free = self.mask & ((self.labels == 0) | (self.labels == (state.editing or 0)))
         if not free.any():
             raise InputError("The mask has no pixel that is not saved already; add a point or clear the points.")
-        number, name = next_number(state.instances), PLAIN_NAME
+        number, name = next(free_numbers(state.instances)), PLAIN_NAME
         if state.editing is not None:
             number, name = state.editing, state.find(state.editing).name
         new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free))
@@ -237,8 +225,7 @@ class ClickSession:
         """Makes an instance the current object again, with its prompts and pixels; it stays saved until it is replaced."""
         chosen = self.state.find(number)
         state = self.state.without_object(page=chosen.page)
-        object_again = {"prompts": chosen.prompts, "box": chosen.box, "region": chosen.region, "editing": number}
-        self._change(replace(state, **object_again))
+        self._change(replace(state, prompts=chosen.prompts, box=chosen.box, region=chosen.region, editing=number))
         self._selected = number
 
     def import_labels(self, source: np.ndarray | str | Path) -> int:
@@ -263,17 +250,11 @@ class ClickSession:
         """Writes the instances in the formats asked for, see `ullsam.widgets.export`; returns the path of each."""
         instances, pages = self.state.instances, self.pages
         views = {z: pages.view(z, None) for z in sorted({i.page for i in instances})}
-        annotations = Annotations(
-            name=pages.name,
-            file=pages.file,
-            count=pages.count,
-            pixel_size=pages.pixel_size,
-            images=views,
-            pictures={z: display(view, self.contrast) for z, view in views.items()},
-            labels={z: label_map(instances, z, view.shape[:2]) for z, view in views.items()},
-            names={i.number: i.name for i in instances},
-        )
-        return export(annotations, folder, kinds)
+        labels = {z: label_map(instances, z, view.shape[:2]) for z, view in views.items()}
+        pictures = {z: display(view, self.contrast) for z, view in views.items()}
+        about = {"count": pages.count, "pixel_size": pages.pixel_size, "file": pages.file}
+        names = {i.number: i.name for i in instances}
+        return export(Annotations(pages.name, views, labels, names, pictures, **about), folder, kinds)
 
     # ---------------------------------------------------------------- what there is to read
 
@@ -328,23 +309,17 @@ def _numbers(*values) -> tuple[float, ...]:
 
 
 class Segmenter:
-    """Models by name, and what they make of the pages of one image.
-
-    Args:
-        models: a ULLSAM or Predictor, or a dict of them by name. Only their networks are used, so that many segmenters
-            can share them.
-        pages: the image.
-
-    Raises:
-        InputError: there is no model, or something that is none.
-    """
+    """Models by name, see `ClickSession`, and what they make of the pages of one image."""
 
     def __init__(self, models, pages: Pages):
-        if not isinstance(models, Mapping):
-            models = {_predictor(models).model.config.name: models}
-        if not models:
+        models = models if isinstance(models, Mapping) else {None: models}
+        given = {name: Predictor(model) if isinstance(model, ULLSAM) else model for name, model in models.items()}
+        if not given:
             raise InputError("There is no model; give one, for example ullsam.load('tiny').")
-        self.models = {str(name): _predictor(model) for name, model in models.items()}
+        for model in given.values():
+            if not hasattr(model, "set_image"):
+                raise InputError(f"{model!r} is no model; give a ULLSAM, as from ullsam.load('tiny'), or a Predictor.")
+        self.models = {str(p.model.config.name if name is None else name): p for name, p in given.items()}
         self.pages = pages
         self.predictors: dict[tuple, Predictor] = {}  # by State.encoding, the one used last at the end
 
@@ -352,49 +327,34 @@ class Segmenter:
         """A predictor that no one else uses and that has encoded the page."""
         predictor = self.predictors.pop(state.encoding, None)
         if predictor is None:
-            given = self.models[state.model]
-            predictor = object.__new__(type(given))  # a shallow copy: the network is shared, the image is not
-            vars(predictor).update(vars(given))
+            predictor = copy.copy(self.models[state.model])  # the network is shared, the image is not
             predictor.set_image(self.pages.view(state.page, state.channel))
         self.predictors = dict([*self.predictors.items(), (state.encoding, predictor)][-ENCODED:])
         return predictor
 
     def segmented(self, state: State) -> State:
         """The state with the mask of its prompts, and with automatic points if they are wished for."""
+        state = replace(state, suggested=(), region=None)
         if not state.prompts and state.box is None:
-            return replace(state, suggested=(), region=None)
-        mask = self._mask(state, state.prompts)
-        ring = negative_ring(mask, state.prompts) if state.negatives else ()
-        mask = self._mask(state, state.prompts + ring) if ring else mask
-        return replace(state, suggested=ring, region=Region.of(mask))
+            return state
+        mask = self._mask(state)
+        if state.negatives and (ring := _negative_ring(mask, state.prompts)):
+            state = replace(state, suggested=ring)
+            mask = self._mask(state)
+        return replace(state, region=Region.of(mask))
 
-    def _mask(self, state: State, prompts: tuple[Point, ...]) -> np.ndarray:
-        table = np.array(prompts).reshape(-1, 3)  # (P, 3), also for P = 0
+    def _mask(self, state: State) -> np.ndarray:
+        table = np.array(state.prompts + state.suggested).reshape(-1, 3)  # (P, 3), also for P = 0
         points = {"points": table[:, :2], "labels": table[:, 2]} if len(table) else {}
         several = state.candidate > 0
         found = self.predictor(state).predict(**points, box=state.box, use_vlk=state.vlk, multimask=several).masks[0]
         return found[state.candidate - 1] if several else found
 
 
-def _predictor(model) -> Predictor:
-    if isinstance(model, ULLSAM):
-        return Predictor(model)
-    if not hasattr(model, "set_image"):
-        raise InputError(f"{model!r} is no model; give a ULLSAM, as from ullsam.load('tiny'), or a Predictor.")
-    return model
+def _negative_ring(mask: np.ndarray, prompts: tuple) -> tuple:
+    """Three points outside an object, from the ring that SBR trains with, the same ones for the same mask bool (H, W).
 
-
-def negative_ring(mask: np.ndarray, prompts: tuple[Point, ...] = ()) -> tuple[Point, ...]:
-    """Three points outside an object, from the ring that SBR trains with; the same ones for the same mask.
-
-    Args:
-        mask: bool (H, W).
-        prompts: points inside count as the object too, so that the ring never lies on them.
-
-    Returns:
-        (x, y, 0) each; none where the object is nothing or everything.
-
-    Source: paper, section 3.2.2.
+    Points inside count as the object too, so that the ring never lies on them. Source: paper, section 3.2.2.
     """
     inside = mask.astype(np.uint8)
     for x, y, label in prompts:

@@ -121,13 +121,6 @@ def test_titles_are_not_read_as_formulas_and_fit():
     assert (border > 200).all()  # nothing is cut at the border
 
 
-def test_contact_sheet_counts_instances():
-    sample = ullsam.Sample(plots.overlay(GRAY, LABELS), LABELS, {}, "mine")
-    figure = plots.contact_sheet([sample])
-    assert figure.axes[0].get_title() == "mine (3)"
-    assert (figure.axes[0].images[0].get_array() == plots.outline(sample.image, LABELS)).all()
-
-
 @pytest.mark.parametrize("xy", [(0, 0), (22, 5), (29, 19)])
 def test_points_are_drawn_at_their_pixels(xy):
     inside = plots.show_masks(GRAY, points=[xy], point_labels=[1])

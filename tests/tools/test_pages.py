@@ -11,7 +11,7 @@ from ullsam import InputError
 from ullsam.lab.arms import OURS, TABLES, USAM
 from ullsam.lab.reports import aims_table, phases_table
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CONDITIONS = {"front_end": "page", "threads": 1, "cores": 2, "note": "idle"}
 
 
