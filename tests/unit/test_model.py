@@ -1,6 +1,7 @@
 """The whole model: knowledge, segmentation with and without it, words, saving and loading."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,3 +172,30 @@ def test_config_round_trip_and_unknown_preset():
         assert ModelConfig.from_dict(json.loads(json.dumps(preset(name).to_dict()))) == preset(name)
     with pytest.raises(InputError, match="no preset 'tinny'; choose one of debug, paper, tiny"):
         preset("tinny")
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(model, monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, **_):
+            again = ULLSAM.from_pretrained(folder_path)
+            uploaded["same"] = all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+            return "https://hub/commit"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert model.push_to_hub("lab/ullsam-debug") == "https://hub/commit" and uploaded == {"same": True}
+
+
+def test_a_model_comes_from_the_hub_by_its_name(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "cache")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or tmp_path / "cache")
+    again = ULLSAM.from_pretrained("lab/ullsam-debug")
+    assert asked == ["lab/ullsam-debug"] and again.config == model.config

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 import time
-from dataclasses import dataclass
+import timeit
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ TITLE, CAPTION, DPI = 0.3, 0.75, 110  # inches above and below each row of panel
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of the demo with prompts for I objects."""
+    """One image of the demo with prompts for I objects, and what the model makes of it."""
 
     name: str
     title: str  # what the image is, and where it comes from
@@ -34,17 +35,10 @@ class Scene:
     point_labels: np.ndarray  # (I, P), 1 inside, 0 outside
     truth: np.ndarray | None = None  # int32 (H, W), if it is known
     ids: np.ndarray | None = None  # (I,), the instance of `truth` that each prompt is for
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the model made of one scene."""
-
-    scene: Scene
-    masks: dict[str, np.ndarray]  # "with VLK", "without VLK" -> bool (I, H, W)
-    scores: dict[str, str]  # the same keys -> Dice and SA in words; empty without truth
-    description: str | None  # the model's own words, unchanged; None without a language model
-    click: float  # seconds for the mask of one click, the image being encoded
+    masks: dict[str, np.ndarray] = field(default_factory=dict)  # "with VLK", "without VLK" -> bool (I, H, W)
+    scores: dict[str, str] = field(default_factory=dict)  # the same keys -> Dice and SA in words; empty without truth
+    description: str | None = None  # the model's own words, unchanged; None without a language model
+    click: float = 0.0  # seconds for the mask of one click, the image being encoded
 
 
 def demo(out: str = "demo_output", model: str = "tiny") -> None:
@@ -61,8 +55,8 @@ def demo(out: str = "demo_output", model: str = "tiny") -> None:
 
     note = "the first time, its language model is converted: up to half a minute"
     print(f"Loading the model {model} ({note}) ...", flush=True)
-    start = time.perf_counter()
-    predictor, outcomes = Predictor(load(model)), []
+    start, found = time.perf_counter(), []
+    predictor = Predictor(load(model))
     print(f"Ready after {time.perf_counter() - start:.1f} s.", flush=True)
     folder = Path(out).resolve()
     try:
@@ -70,14 +64,14 @@ def demo(out: str = "demo_output", model: str = "tiny") -> None:
     except OSError as error:
         raise InputError(f"{folder} cannot be made a folder ({error.strerror}); name another with --out.") from error
     for scene in scenes():
-        outcomes.append(examine(predictor, scene))
-        print("\n".join(report(outcomes[-1])), flush=True)
-    print(f"One click takes {1000 * np.median([o.click for o in outcomes]):.0f} ms.")
-    draw(outcomes).savefig(folder / "demo.png", dpi=DPI)
+        found.append(examine(predictor, scene))
+        print("\n".join(report(found[-1])), flush=True)
+    print(f"One click takes {1000 * np.median([scene.click for scene in found]):.0f} ms.")
+    draw(found).savefig(folder / "demo.png", dpi=DPI)
     print(f"Wrote {folder / 'demo.png'}")
-    for outcome in outcomes:
-        file = folder / f"{outcome.scene.name}_labels.tif"
-        write_labels(file, merge_instances(next(iter(outcome.masks.values()))))  # of the first way, with knowledge
+    for scene in found:
+        file = folder / f"{scene.name}_labels.tif"
+        write_labels(file, merge_instances(next(iter(scene.masks.values()))))  # of the first way, with knowledge
         print(f"Wrote {file}")
 
 
@@ -99,57 +93,52 @@ def scenes() -> list[Scene]:
     return [*found, Scene("synthetic", title, sample.image, points, point_labels, sample.labels, ids)]
 
 
-def examine(predictor, scene: Scene) -> Outcome:
-    """Segments all objects of a scene with and without vision-language knowledge, and describes it."""
+def examine(predictor, scene: Scene) -> Scene:
+    """The scene with all objects segmented with and without vision-language knowledge, and described."""
     from ullsam.evaluation.metrics import instance_scores, label_map_scores, merge_instances
 
     model = predictor.model
     predictor.set_image(scene.image)
     ways = {"with VLK": True, "without VLK": False} if model.vlsa is not None else {"plain SAM": False}
     masks = {way: predictor.predict(scene.points, scene.point_labels, use_vlk=vlk).masks for way, vlk in ways.items()}
-    scores, times = {}, []
+    scores = {}
     for way, found in masks.items() if scene.truth is not None else ():
         dice = instance_scores(found, scene.truth, scene.ids)[0].mean()
         accuracy = label_map_scores(merge_instances(found), scene.truth)["sa50"]
         scores[way] = f"Dice {dice:.2f}, SA(0.5) {accuracy:.2f}"
     description = predictor.describe() if model.llm is not None else None
-    for _ in range(REPEATS):  # one object's mask with everything about the image at hand
-        start = time.perf_counter()
-        predictor.predict(scene.points[0], scene.point_labels[0])
-        times.append(time.perf_counter() - start)
-    return Outcome(scene, masks, scores, description, float(np.median(times)))
+    click = (scene.points[0], scene.point_labels[0])
+    times = timeit.repeat(lambda: predictor.predict(*click), number=1, repeat=REPEATS)  # everything else is at hand
+    return replace(scene, masks=masks, scores=scores, description=description, click=float(np.median(times)))
 
 
-def report(outcome: Outcome) -> list[str]:
+def report(scene: Scene) -> list[str]:
     """Lines about one scene: what it is, how good the masks are if truth is known, and the description."""
-    count = len(outcome.scene.points)
-    lines = [f"{outcome.scene.title}: {count} object{'s' if count > 1 else ''} prompted"]
-    lines += [f"  {way}: {text}" for way, text in outcome.scores.items()]
-    return lines + ([f'  description: "{outcome.description}"'] if outcome.description is not None else [])
+    lines = [f"{scene.title}: {len(scene.points)} object{'s' if len(scene.points) > 1 else ''} prompted"]
+    lines += [f"  {way}: {text}" for way, text in scene.scores.items()]
+    return lines + ([f'  description: "{scene.description}"'] if scene.description is not None else [])
 
 
-def draw(outcomes: list[Outcome]):
+def draw(scenes: list[Scene]):
     """A row for each scene: the image with its clicks, then the masks; the description stands below."""
     from ullsam.plots.charts import FONT, PANEL, Picture
     from ullsam.plots.images import show_masks
 
-    rows, columns = len(outcomes), 1 + len(outcomes[0].masks)
+    rows, columns = len(scenes), 1 + len(scenes[0].masks)
     height = rows * (TITLE + PANEL + CAPTION)  # inches
     figure = Picture(figsize=(PANEL * columns, height), dpi=DPI)
     sides = {"left": 0.02 / columns, "right": 1 - 0.02 / columns, "wspace": 0.04 / 0.96}
     heights = {"bottom": CAPTION / height, "top": 1 - TITLE / height, "hspace": (TITLE + CAPTION) / PANEL}
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=sides | heights)
-    for outcome, (first, *panels) in zip(outcomes, axes, strict=True):
-        scene, text = outcome.scene, ""
+    for scene, (first, *panels) in zip(scenes, axes, strict=True):
         clicks = {"points": scene.points, "point_labels": scene.point_labels, "title": "image and clicks"}
         show_masks(scene.image, **clicks, ax=first, truth=scene.truth)
-        for ax, (way, masks) in zip(panels, outcome.masks.items(), strict=True):
-            title = f"{way}: {outcome.scores[way]}" if outcome.scores else way
+        for ax, (way, masks) in zip(panels, scene.masks.items(), strict=True):
+            title = f"{way}: {scene.scores[way]}" if scene.scores else way
             show_masks(scene.image, masks, title=title, ax=ax, truth=scene.truth)
-        if outcome.description is not None:  # three lines at most, and a question mark for what the font may lack
-            words = " ".join(f"model: {outcome.description}".split())
-            known = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in words)
-            text = textwrap.fill(known, 43 * columns, max_lines=3)
+        words = "" if scene.description is None else " ".join(f"model: {scene.description}".split())
+        known = "".join(c if c.isprintable() and ord(c) < 0x250 else "?" for c in words)  # what the font has
+        text = textwrap.fill(known, 43 * columns, max_lines=3)
         y = first.get_position(original=True).y0 - 0.08 / height
         figure.text(0.01, y, f"{scene.title}\n{text}", fontsize=FONT, va="top", parse_math=False)
     return figure

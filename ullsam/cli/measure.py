@@ -32,8 +32,7 @@ def evaluate(on: Measured, points: tuple[int, int] | None = None, box: bool = Fa
 
     corpora, predictor = on.corpora(), open_predictor(on.model, device=device())
     options = (on.split, "box" if box else points or (1, 3), not no_vlk, on.seed, on.limit)
-    results = [evaluate(predictor, corpus, *options, progress=True) for corpus in corpora]
-    on.write(results, summarise, mean_scores)
+    on.write([evaluate(predictor, corpus, *options, progress=True) for corpus in corpora], summarise, mean_scores)
 
 
 def evaluate_words(on: Measured, shuffled: bool = False, text_only: bool = False) -> None:
@@ -48,11 +47,11 @@ def evaluate_words(on: Measured, shuffled: bool = False, text_only: bool = False
         raise InputError("--shuffled describes images of another dataset; name at least two folders after --data.")
     from ullsam.evaluation.caption_metrics import evaluate_captions, mean_captions, summarise_captions
 
-    corpora, model, results = on.corpora(), load_here(on.model), []
+    corpora, model = on.corpora(), load_here(on.model)
     others = corpora[1:] + corpora[:1] if shuffled else [None] * len(corpora)
     options = {"split": on.split, "seed": on.seed, "limit": on.limit, "use_image": not text_only}
-    for corpus, other in zip(corpora, others, strict=True):
-        results.append(evaluate_captions(model, corpus, other=other, progress=True, **options))
+    pairs = zip(corpora, others, strict=True)
+    results = [evaluate_captions(model, corpus, other=other, progress=True, **options) for corpus, other in pairs]
     on.write(results, summarise_captions, mean_captions)
 
 
@@ -92,9 +91,8 @@ def worst(data: list[str], results: str, out: str, model: str = "tiny") -> None:
 
     if not Path(results).is_file():
         raise InputError(f"There is no {results}; write it with `python -m ullsam evaluate ... --out {results}`.")
-    on, measured = Measured(data, out, model), json.loads(Path(results).read_text())
-    corpora = on.corpora()
-    worst_cases(Predictor(load_here(on.model)), corpora, measured).save(out)
+    measured, corpora = json.loads(Path(results).read_text()), Measured(data, out).corpora()
+    worst_cases(Predictor(load_here(model)), corpora, measured).save(out)
     print(f"The picture is in {out}")
 
 
@@ -168,8 +166,8 @@ def microvqa(ask: Questions) -> None:
     write_json(out, report([{"results": kept, "differences": differences}], typed()))
     print(format_table([answers_row(run) for run in runs]))
     for d in differences:
-        low, high = d["interval"]
-        print(f"{d['method']}: image {d['first']} minus {d['second']}: {d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        between, ends = f"{d['method']}: image {d['first']} minus {d['second']}", "{:+.3f}, {:+.3f}".format(*d["interval"])
+        print(f"{between}: {d['mean']:+.3f} [{ends}]")
     print(f"written to {out}")
 
 

@@ -95,15 +95,12 @@ class Data:
 
     def mixture(self, captions: bool):
         """What a stage draws from; where it learns `captions` alone, image-text pairs serve, too."""
-        from ullsam.data.corpus import data_root
-        from ullsam.data.mixture import Mixture
-        from ullsam.data.pairs import training_sources
-        from ullsam.data.synthetic import STYLES
+        from ullsam.data import corpus, mixture, pairs, synthetic
 
         one_of(data=self.data, synthetic=self.synthetic)
         one_of(synthetic=self.synthetic, synthetic_fraction=self.synthetic_fraction)
-        sources = [] if self.synthetic else training_sources(data_root(self.data), captions)
-        return Mixture(sources, list(STYLES), 1.0 if self.synthetic else self.synthetic_fraction)
+        sources = [] if self.synthetic else pairs.training_sources(corpus.data_root(self.data), captions)
+        return mixture.Mixture(sources, list(synthetic.STYLES), 1.0 if self.synthetic else self.synthetic_fraction)
 
 
 def train(

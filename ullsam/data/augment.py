@@ -43,39 +43,27 @@ class ViewConfig:
     spread: tuple[float, float] = (2.0, 14.0)  # noise, grey levels
 
 
+@dataclass(eq=False)
 class TrainViews(torch.utils.data.Dataset):
     """A fixed number of square training views of a mixture, item i being a pure function of (seed, i).
 
-    Args:
-        mixture: where images come from.
-        length: number of items.
-        seed: of all items.
-        view: S, the side of a view in pixels.
-        max_instances: the most instances an item offers as training targets.
-        augment: False switches flips, turns and the jitter of grey levels off; the crop stays.
-        with_captions: True writes a caption of each view; views of a whole image that came with a caption keep that one and
-            are not changed by augmentation.
-        canvas: side at which the model sees a whole image, in pixels; by default the view's.
-        config: ranges and probabilities.
+    With captions, a view of a whole image that came with a caption keeps that one and is not changed by augmentation.
     """
 
-    def __init__(
-        self,
-        mixture: Mixture,
-        length: int,
-        seed: int = 0,
-        view: int = 256,
-        max_instances: int = 8,
-        augment: bool = True,
-        with_captions: bool = False,
-        canvas: int | None = None,
-        config: ViewConfig | None = None,
-    ):
-        if min(length, view, max_instances) < 1:
-            raise InputError(f"length, view and max_instances are {length}, {view} and {max_instances}; use at least 1.")
-        self.mixture, self.length, self.seed, self.view = mixture, length, seed, view
-        self.max_instances, self.augment, self.with_captions = max_instances, augment, with_captions
-        self.canvas, self.config = canvas or view, config or ViewConfig()
+    mixture: Mixture  # where images come from
+    length: int  # number of items
+    seed: int = 0  # of all items
+    view: int = 256  # S, the side of a view in pixels
+    max_instances: int = 8  # the most instances an item offers as training targets
+    augment: bool = True  # False switches flips, turns and the jitter of grey levels off; the crop stays
+    with_captions: bool = False  # True writes a caption of each view
+    canvas: int | None = None  # side at which the model sees a whole image, in pixels; by default the view's
+    config: ViewConfig = ViewConfig()
+
+    def __post_init__(self) -> None:
+        length, view, most = self.length, self.view, self.max_instances
+        if min(length, view, most) < 1:
+            raise InputError(f"length, view and max_instances are {length}, {view} and {most}; use at least 1.")
 
     def __len__(self) -> int:
         return self.length
@@ -86,8 +74,8 @@ class TrainViews(torch.utils.data.Dataset):
         Returns:
             image: uint8 (S, S, 3).
             valid_mask: bool (S, S), False where there is padding.
-            labels: int32 (S, S), all n instances as 1..n in random order; 1 is the object the crop was made
-                for, unless too little of it is left.
+            labels: int32 (S, S), all n instances as 1..n in random order; 1 is the object the crop was made for, unless too
+                little of it is left.
             instances: int64 (min(n, max_instances),), the ids to train on, 1 first.
             caption: a sentence about the view, "" without captions.
             meta: the sample's facts with its `name` and `crop` (x0, y0, side) in image pixels.
@@ -138,27 +126,25 @@ class TrainViews(torch.utils.data.Dataset):
         """Around the target, else the whole image, else very near; each with the least area that counts."""
         chance, c = rng.random(), self.config
         if c.whole <= chance < c.whole + c.native:
-            yield place_crop(labels, target, round(max(labels.shape) * self.view / self.canvas), rng), c.min_area
+            side = round(max(labels.shape) * self.view / (self.canvas or self.view))
+            yield place_crop(labels, target, side, rng), c.min_area
         elif chance >= c.whole:
             yield choose_crop(labels, target, rng, c), c.min_area
         yield (0, 0, max(labels.shape)), c.min_area
         yield choose_crop(labels, target, rng, replace(c, object_fraction=(0.6, 0.6), min_crop=8)), 1
 
 
-def choose_crop(labels: np.ndarray, target: int, rng: np.random.Generator, config: ViewConfig | None = None) -> Crop:
+def choose_crop(labels: np.ndarray, target: int, rng: np.random.Generator, config: ViewConfig = ViewConfig()) -> Crop:
     """Choose a square that holds one object at a random size and position.
 
     Args:
-        labels: int (H, W) instance ids.
-        target: the id of the object.
-        rng: source of the draw.
-        config: `object_fraction` and `min_crop` are used.
+        labels: int (H, W) instance ids; target: the id of the object.
+        rng: source of the draw; config: `object_fraction` and `min_crop` are used.
 
     Returns:
-        (x0, y0, side) in pixels; inside the image, but where the side exceeds one of the image's sides it
-        starts at 0 and reaches beyond the right or lower border.
+        (x0, y0, side) in pixels; inside the image, but where the side exceeds one of the image's sides it starts at 0 and
+        reaches beyond the right or lower border.
     """
-    config = config or ViewConfig()
     _, _, w, h = cv2.boundingRect((labels == target).view(np.uint8))
     low, high = np.log(config.object_fraction)
     side = round(max(w, h) / np.exp(rng.uniform(low, high)))
@@ -208,18 +194,15 @@ def _flip_and_turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> li
     return [np.ascontiguousarray(np.rot90(array[:, ::-1] if mirror else array, quarters)) for array in arrays]
 
 
-def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig | None = None) -> np.ndarray:
+def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig = ViewConfig()) -> np.ndarray:
     """Change grey levels, never positions: tone, inversion, channel gains, blur and noise.
 
     Args:
-        image: uint8 (H, W, 3), without padding.
-        rng: source of the draws.
-        config: ranges and probabilities.
+        image: uint8 (H, W, 3), without padding; rng: source of the draws; config: ranges and probabilities.
 
     Returns:
         uint8 (H, W, 3); a grey image stays grey.
     """
-    config = config or ViewConfig()
     if is_grey(image):
         image = image[..., :1]  # (H,W,3) -> (H,W,1), two thirds of the work saved
     elif rng.random() < config.grey:
@@ -229,9 +212,8 @@ def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig | Non
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*config.sigma))
     if rng.random() < config.noise:
         spread = np.float32(rng.uniform(*config.spread))
-        image = np.clip(np.rint(image + rng.standard_normal(image.shape, dtype=np.float32) * spread), 0, 255).astype(
-            np.uint8
-        )
+        noisy = image + rng.standard_normal(image.shape, dtype=np.float32) * spread
+        image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
     image = image.reshape(*image.shape[:2], -1)  # OpenCV drops a single channel: (H,W) -> (H,W,1)
     return cv2.merge([image] * 3) if image.shape[2] == 1 else image
 

@@ -18,14 +18,11 @@ T = TypeVar("T")
 
 @dataclass
 class Sample:
-    """One image with its instances.
+    """One image with its instances."""
 
-    `image` is uint8 (H, W, 3), `labels` int32 (H, W) with 0 background, `meta` the dataset's facts.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    meta: dict = field(default_factory=dict)
+    image: np.ndarray  # uint8 (H, W, 3)
+    labels: np.ndarray  # int32 (H, W), 0 background
+    meta: dict = field(default_factory=dict)  # the dataset's facts
     name: str = ""
 
 
@@ -58,7 +55,11 @@ class Corpus:
             raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
         self.meta = _read_meta(self.folder / "meta.json")
         self.name = str(self.meta.get("name", self.folder.resolve().name))
-        self.captions = _read_captions(self.folder / "captions.jsonl")
+        table = self.folder / "captions.jsonl"
+        try:
+            self.captions = {row["file"]: str(row["caption"]) for row in read_lines(table)}
+        except KeyError as error:
+            raise InputError(f"{table} has a line without {error}; give each line a file and its caption.") from error
         self.records = [self._record(row) for row in _read_table(self.folder)]
         if not self.records:
             raise InputError(f"{self.folder} has no images; put png, jpg, tif or bmp files in images/.")
@@ -75,11 +76,7 @@ class Corpus:
         return sorted({record.split for record in self.records if record.split is not None})
 
     def select(self, split: str | None) -> list[Record]:
-        """Return the records of one split, or all of them for None.
-
-        Raises:
-            InputError: no record has this split.
-        """
+        """Return the records of one split, or all of them for None; an InputError where no record has this split."""
         if split is None:
             return list(self.records)
         chosen = [record for record in self.records if record.split == split]
@@ -89,26 +86,20 @@ class Corpus:
         return chosen
 
     def read(self, record: Record) -> Sample:
-        """Read the image and the mask of one record.
+        """Read the image and the mask of one record; an InputError where that fails, or the two sizes differ.
 
         Returns:
             Sample whose meta is the corpus's meta with the record's file, source_id and split, and its `caption` where
             captions.jsonl has one.
-
-        Raises:
-            InputError: a file cannot be read, or the two sizes differ.
         """
         image = to_rgb8(read_image(record.image_path), str(record.image_path))
-        if not record.mask_path.is_file():
-            raise InputError(
-                f"{record.mask_path} is missing, the mask of {record.image_path}; put a mask of the same name in masks/."
-            )
-        labels = read_labels(record.mask_path)
+        path, mask = record.image_path, record.mask_path
+        if not mask.is_file():
+            raise InputError(f"{mask} is missing, the mask of {path}; put a mask of the same name in masks/.")
+        labels = read_labels(mask)
         if labels.shape != image.shape[:2]:
             size, mask_size = (f"{array.shape[1]} x {array.shape[0]}" for array in (image, labels))
-            raise InputError(
-                f"{record.mask_path} has {mask_size} pixels but {record.image_path} has {size}; make both the same size."
-            )
+            raise InputError(f"{mask} has {mask_size} pixels but {path} has {size}; make both the same size.")
         facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
         if record.file in self.captions:
             facts["caption"] = self.captions[record.file]
@@ -136,13 +127,6 @@ def _read_meta(path: Path) -> dict:
     return meta
 
 
-def _read_captions(path: Path) -> dict[str, str]:
-    try:
-        return {row["file"]: str(row["caption"]) for row in read_lines(path)}
-    except KeyError as error:
-        raise InputError(f"{path} has a line without {error}; give each line a file and its caption.") from error
-
-
 def _read_table(folder: Path) -> list[dict]:
     """The rows of images.csv, or all files of images/ where there is none."""
     path = folder / "images.csv"
@@ -160,11 +144,7 @@ def _read_table(folder: Path) -> list[dict]:
 
 
 def data_root(folder: str | Path | None = None) -> Path:
-    """Find the folder of all datasets: the one given, else the one that ULLSAM_DATA names.
-
-    Raises:
-        InputError: nothing names a folder, or the folder does not exist.
-    """
+    """The folder of all datasets, which must exist: the one given, else the one that ULLSAM_DATA names."""
     named = folder if folder is not None else os.environ.get("ULLSAM_DATA")
     how = "set ULLSAM_DATA to the folder of your datasets, or fill one with `python -m ullsam prepare-data`"
     if not named:
@@ -179,8 +159,7 @@ def find_corpora(root: str | Path, role: str = "in_domain") -> list[Corpus]:
     """Open every dataset of one role, sorted by folder name.
 
     Args:
-        root: the folder of all datasets, see `data_root`.
-        role: its subfolder, "in_domain" or "out_of_domain".
+        root: the folder of all datasets, see `data_root`; role: its subfolder, "in_domain" or "out_of_domain".
 
     Raises:
         InputError: the subfolder is missing or holds no dataset.

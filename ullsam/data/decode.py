@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import cv2
@@ -17,8 +17,6 @@ from ullsam.errors import InputError, reason
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
 
-Result = TypeVar("Result")
-
 MAX_PIXELS = 400_000_000
 MAX_CHANNELS = 5
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -28,8 +26,7 @@ def decode(path: str | Path, page: int, palette: bool) -> np.ndarray:
     """Decode a file by its content, whatever its suffix.
 
     Args:
-        path: the image file.
-        page: which page of a tif, from 0.
+        path: the image file; page: which page of a tif, from 0.
         palette: True looks indexed tif colours up, False keeps the indices.
 
     Returns:
@@ -40,13 +37,19 @@ def decode(path: str | Path, page: int, palette: bool) -> np.ndarray:
     """
     path = Path(path)
     if _read_bytes(path, 4) in _TIFF_STARTS:
-        array = _guarded(path, lambda: _read_tiff(path, page, palette))
+        with _explained(path):
+            array = _read_tiff(path, page, palette)
     elif page != 0:
         raise InputError(f"{path} has 1 page but page {page} was asked for; use page 0.")
     else:
         data = _read_bytes(path)
-        check_pixels(_header_size(data), path)
-        array = _guarded(path, lambda: _decode_cv2(data))
+        with _explained(path):
+            check_pixels(_header_size(data), path)
+            array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if array is None:
+                raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.")
+            if array.ndim == 3:
+                array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
     check_shape(array, str(path))
     return array
 
@@ -67,28 +70,17 @@ def _read_bytes(path: Path, count: int = -1) -> bytes:
     return data
 
 
-def _guarded(path: Path, decoder: Callable[[], Result | None]) -> Result:
-    """Run a decoder; a damaged file makes decoders fail in many ways, all mean the same to the user."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """A damaged file makes decoders fail in many ways, all mean the same to the user."""
     try:
-        result = decoder()
+        yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{path} is damaged or in an unknown variant ({reason(error).rstrip('.')}); "
-            "open it in Fiji and save it as png or tif."
-        ) from error
-    if result is None:
-        raise InputError(f"{path} is damaged or not an image; use a complete png, jpg, tif or bmp file.")
-    return result
-
-
-def _decode_cv2(data: bytes) -> np.ndarray | None:
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.ndim == 2:
-        return array
-    code = cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(array, code)
+        why = reason(error).rstrip(".")
+        text = f"{path} is damaged or in an unknown variant ({why}); open it in Fiji and save it as png or tif."
+        raise InputError(text) from error
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
@@ -98,14 +90,9 @@ def _header_size(data: bytes) -> tuple[int, int]:
     if data.startswith(b"BM") and len(data) >= 26:
         width, height = struct.unpack("<ii", data[18:26])
         return abs(height), abs(width)
-    return _jpeg_size(data) if data.startswith(b"\xff\xd8") else (0, 0)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Walk the segments of a jpg up to its frame header."""
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] in (0xC0, 0xC1, 0xC2):
+    while data.startswith(b"\xff\xd8") and at + 9 <= len(data) and data[at] == 0xFF:  # the segments of a jpg
+        if data[at + 1] in (0xC0, 0xC1, 0xC2):  # its frame header
             return struct.unpack(">HH", data[at + 5 : at + 9])
         at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
     return 0, 0
@@ -146,18 +133,12 @@ def _is_beside(name: str, folder: Path) -> bool:
 
 
 def count_pages(path: str | Path) -> int:
-    """Number of pages of an image file: those of a tif, 1 for other formats.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-
-    def count() -> int:
-        with open_tiff(path) as tif:
-            return sum(count_series_pages(series) for series in tif.series)
-
+    """Number of pages of an image file: those of a tif, 1 for other formats; an InputError where it cannot be read."""
     path = Path(path)
-    return _guarded(path, count) if _read_bytes(path, 4) in _TIFF_STARTS else 1
+    if _read_bytes(path, 4) not in _TIFF_STARTS:
+        return 1
+    with _explained(path), open_tiff(path) as tif:
+        return sum(count_series_pages(series) for series in tif.series)
 
 
 def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
@@ -166,10 +147,8 @@ def _read_tiff(path: Path, page: int, palette: bool) -> np.ndarray:
         counts = [count_series_pages(series) for series in tif.series]
         total = sum(counts)
         if not 0 <= page < total:
-            raise InputError(
-                f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; "
-                f"use a page from 0 to {total - 1}."
-            )
+            remedy = f"use a page from 0 to {total - 1}"
+            raise InputError(f"{path} has {total} page{'s' * (total != 1)} but page {page} was asked for; {remedy}.")
         which = int(np.searchsorted(np.cumsum(counts), page, side="right"))
         array = _series_page(tif.series[which], page - sum(counts[:which]), path)
         colormap = tif.series[which].keyframe.colormap
@@ -221,10 +200,8 @@ def _series_page(series: TiffPageSeries, index: int, path: Path) -> np.ndarray:
 def check_pixels(size: tuple[int, int], path: str | Path) -> None:
     """Refuse a picture that is too large, by its height and width."""
     if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(
-            f"{path} has {size[1]} x {size[0]} pixels, over the limit of "
-            f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller."
-        )
+        limit = f"{MAX_PIXELS // 10**6} megapixels; crop it or save it smaller"
+        raise InputError(f"{path} has {size[1]} x {size[0]} pixels, over the limit of {limit}.")
 
 
 def check_channels(count: int, name: str) -> None:

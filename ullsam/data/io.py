@@ -3,6 +3,7 @@
 Points are (x, y) in pixels; the integer pixel (x, y) is array[y, x] and its centre has integer coordinates.
 """
 
+import importlib
 import io
 import json
 import os
@@ -24,8 +25,7 @@ def read_image(path: str | Path, page: int = 0) -> np.ndarray:
     """Read one image with its own numbers.
 
     Args:
-        path: a png, jpg, tif (8/16/32-bit, float, multi-page) or bmp file.
-        page: which page of a multi-page tif, from 0.
+        path: a png, jpg, tif (8/16/32-bit, float, multi-page) or bmp file; page: of a multi-page tif, from 0.
 
     Returns:
         (H, W) or (H, W, C) array of the file's dtype, colour as RGB(A); indexed colours are looked up.
@@ -52,10 +52,8 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     array = decode(path, 0, palette=False)
     if array.ndim == 3:
-        raise InputError(
-            f"{path} has {array.shape[2]} channels but a label image has one; "
-            "save the instance ids as a 16-bit grey png or tif."
-        )
+        remedy = "save the instance ids as a 16-bit grey png or tif"
+        raise InputError(f"{path} has {array.shape[2]} channels but a label image has one; {remedy}.")
     return as_labels(array, str(path))
 
 
@@ -125,12 +123,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 def read_lines(path: Path, mend: bool = False) -> list[dict]:
     """The rows of a jsonl file, none if it is missing; a last line that is not complete does not count.
 
-    Args:
-        path: the file.
-        mend: also removes such a line, whose writer was stopped within it, from the file, so that rows can be added.
-
-    Raises:
-        InputError: another line is not a JSON object.
+    `mend` also removes such a line, whose writer was stopped within it, from the file, so that rows can be added. Another
+    line that is not a JSON object is an InputError.
     """
     content = path.read_bytes() if path.is_file() else b""
     complete = content[: content.rfind(b"\n") + 1]
@@ -155,6 +149,14 @@ def append_line(file, row: dict) -> None:
         raise InputError(f"{file.name} could not be written ({error.strerror}); free some space and run again.") from error
 
 
+def need(module: str, use: str):
+    """An optional library, imported; an InputError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'{module} is needed to {use}; pip install "ullsam[full]".') from error
+
+
 def is_grey(image: np.ndarray) -> bool:
     """True where the three channels of an RGB image are equal."""
     return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
@@ -163,13 +165,12 @@ def is_grey(image: np.ndarray) -> bool:
 def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
     """Show any image to the model as 8-bit RGB.
 
-    uint8 is kept as it is, bool becomes 0 and 255, every other dtype is stretched per channel so that its
-    minimum becomes 0 and its maximum 255 (a constant channel becomes 0). Grey fills three equal channels, two
-    channels become (a, b, 0), of four or five the first three are kept.
+    uint8 is kept as it is, bool becomes 0 and 255, every other dtype is stretched per channel so that its minimum becomes 0
+    and its maximum 255 (a constant channel becomes 0). Grey fills three equal channels, two channels become (a, b, 0), of
+    four or five the first three are kept.
 
     Args:
-        image: numeric (H, W), (H, W, C) or (C, H, W) array, C at most 5.
-        name: what an error message calls the image.
+        image: numeric (H, W), (H, W, C) or (C, H, W) array, C at most 5; name: what an error message calls it.
 
     Returns:
         uint8 (H, W, 3).
@@ -183,9 +184,9 @@ def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
     check_shape(image, name)
     check_numbers(image, name)
     channels = [_stretch(c) for c in (np.moveaxis(image, -1, 0)[:3] if image.ndim == 3 else image[None])]
-    if len(channels) < 3:
-        channels = channels * 3 if len(channels) == 1 else [*channels, np.zeros_like(channels[0])]
-    return np.stack(channels, axis=-1)  # 3 x (H,W) -> (H,W,3)
+    if len(channels) == 2:
+        channels.append(np.zeros_like(channels[0]))
+    return np.stack(channels * (3 // len(channels)), axis=-1)  # 3 x (H,W) -> (H,W,3)
 
 
 def _stretch(channel: np.ndarray) -> np.ndarray:
@@ -272,9 +273,6 @@ def to_square(image: np.ndarray, size: int, placement: str = "corner") -> tuple[
 
     Returns:
         uint8 (S, S, 3) and the Square that leads back.
-
-    Raises:
-        InputError: the image is not uint8 RGB.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"image is {image.dtype} {image.shape}, not uint8 (H, W, 3); use to_rgb8 first.")
@@ -289,14 +287,10 @@ def to_square(image: np.ndarray, size: int, placement: str = "corner") -> tuple[
 
 
 def from_square(logits: torch.Tensor, square: Square) -> torch.Tensor:
-    """Bring low-resolution mask logits back to the image's own grid.
+    """Mask logits float (I, h, w) of a whole model square -> float (I, H, W) on the image's own grid, bilinear.
 
     Args:
-        logits: float (I, h, w) over the whole model square.
-        square: what `to_square` returned.
-
-    Returns:
-        float (I, H, W), bilinear, without the padding.
+        logits: of low resolution; square: what `to_square` returned.
     """
     x0, y0 = square.offset
     if logits.shape[0] == 0:

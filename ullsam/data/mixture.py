@@ -20,8 +20,7 @@ class Mixture:
     ids above 65535 are renumbered.
 
     Args:
-        sources: (corpus, split) pairs.
-        synthetic: styles of `ullsam.data.synthetic`.
+        sources: (corpus, split) pairs; synthetic: styles of `ullsam.data.synthetic`.
         synthetic_fraction: 0 to 1; 1 where there are no sources.
         seed: used by `sample` where it gets none.
         cache_mb: memory for decoded images, in megabytes; the least recently drawn leave first.
@@ -75,7 +74,12 @@ class _Cache:
         """A sample of its own, from memory or from the disk."""
         small = self._kept.pop(record.image_path, None)
         if small is None:
-            small = _pack(corpus.read(record))
+            sample = corpus.read(record)
+            image = sample.image[..., 0].copy() if is_grey(sample.image) else sample.image
+            most = np.iinfo(np.uint16).max
+            labels = renumbered(sample.labels) if sample.labels.max() > most else sample.labels
+            labels = labels.astype(np.uint16 if labels.max() <= most else np.int32)
+            small = Sample(image, labels, sample.meta, sample.name)
             self.used += small.image.nbytes + small.labels.nbytes
         self._kept[record.image_path] = small  # the last one is the most recent
         while self.used > self.limit and self._kept:
@@ -83,10 +87,3 @@ class _Cache:
             self.used -= oldest.image.nbytes + oldest.labels.nbytes
         image = cv2.merge([small.image] * 3) if small.image.ndim == 2 else small.image.copy()  # (H,W) -> (H,W,3)
         return Sample(image, small.labels.astype(np.int32), dict(small.meta), small.name)
-
-
-def _pack(sample: Sample) -> Sample:
-    image = sample.image[..., 0].copy() if is_grey(sample.image) else sample.image
-    most = np.iinfo(np.uint16).max
-    labels = renumbered(sample.labels) if sample.labels.max() > most else sample.labels
-    return Sample(image, labels.astype(np.uint16 if labels.max() <= most else np.int32), sample.meta, sample.name)

@@ -13,18 +13,15 @@ class Pairs(Corpus):
     """A folder with images/ and captions.jsonl but without masks/, as `prepare-pairs` leaves it, for stages 1 and 2.
 
     Images without a caption are passed over. Every image counts as one object that fills it, so that a training view
-    shows all of it: `TrainViews` leaves a view with a written caption as it is, and the caption stays true.
-
-    Raises:
-        InputError: the folder has no captions, or none of them belongs to an image.
+    shows all of it: `TrainViews` leaves a view with a written caption as it is, and the caption stays true. A folder without
+    captions of its images is an InputError.
     """
 
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         if not self.captions:
-            raise InputError(
-                f"{self.folder} has no captions.jsonl; make it with `python -m ullsam prepare-pairs` or `caption`."
-            )
+            remedy = "make it with `python -m ullsam prepare-pairs` or `caption`"
+            raise InputError(f"{self.folder} has no captions.jsonl; {remedy}.")
         self.records = [record for record in self.records if record.file in self.captions]
         if not self.records:
             raise InputError(f"No line of {self.folder / 'captions.jsonl'} names a file of images/; make the folder again.")
@@ -60,10 +57,8 @@ def training_sources(root: str | Path, pairs: bool) -> list[tuple[Corpus, str | 
     for corpus in [Corpus(root)] if (root / "images").is_dir() else find_corpora(root, "in_domain"):
         if holds_pairs(corpus.folder):
             if not pairs:
-                raise InputError(
-                    f"{corpus.folder} holds image-text pairs without masks, which only stages 1 and 2 can learn from; name "
-                    "folders with images/ and masks/."
-                )
+                only = "which only stages 1 and 2 can learn from; name folders with images/ and masks/"
+                raise InputError(f"{corpus.folder} holds image-text pairs without masks, {only}.")
             corpus = Pairs(corpus.folder)
         split = "train" if corpus.splits else None
         corpus.select(split)

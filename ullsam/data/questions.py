@@ -8,23 +8,32 @@ Source: MicroVQA (Burgess et al. 2025) for the columns; `jmhb/microvqa` on the h
 from __future__ import annotations
 
 import io
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ullsam.data.captions import find_modality, find_structure, measure
 from ullsam.data.corpus import Sample
-from ullsam.data.io import png, to_rgb8
+from ullsam.data.io import need, png, to_rgb8
 from ullsam.data.synthetic import PICTURES, generate
 from ullsam.errors import InputError, reason
 from ullsam.files import whole
 
+TABLES = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+CONFLICTS, LIGHT = [set(names) for names in TABLES["conflicts"]], set(TABLES["light"])
+COUNTS, AREA_FRACTIONS, HALVES = TABLES["counts"], TABLES["area_fractions"], TABLES["halves"]
+INSTRUMENTS, WHICH = TABLES["instruments"], TABLES["which"]
+CLEAR = 0.05  # a fraction nearer than this to the edge of a band gives no question
+MOST, NOT_MOST = 0.7, 0.6  # fractions of objects in a half that do and that do not make it the answer
 TASKS = {1: "perception", 2: "hypothesis_gen", 3: "experiment_proposal"}
 MOST_CHOICES = 5
 COLUMNS = ("key_question", "key_image", "question", "choices", "correct_index", "images_list", "task")
 FILE = "test-00000-of-00001.parquet"
+Draft = tuple[str, list[str]]  # the question, and its choices with the true one first
 
 
 @dataclass(frozen=True)
@@ -45,43 +54,6 @@ class Question:
     task_str: str
 
 
-# Names that may be true of the same picture, or that nobody could tell apart: never choices beside one another.
-CONFLICTS = (
-    {"H&E histology", "brightfield microscopy"},
-    {"nuclei", "cells"},
-    {"bacteria", "cells"},
-    {"nuclei", "lesions"},
-    {"mitochondria", "neurite cross-sections", "axons"},
-    {"mitochondria", "cells"},
-    {"neurite cross-sections", "cells"},
-    {"axons", "cells"},
-)
-# One light microscope can often do what the others do, so they are not choices beside one another either.
-LIGHT = {"fluorescence microscopy", "phase-contrast microscopy", "brightfield microscopy", "H&E histology"}
-INSTRUMENTS = {
-    "fluorescence microscopy": "a fluorescence microscope",
-    "phase-contrast microscopy": "a phase-contrast microscope",
-    "brightfield microscopy": "a brightfield microscope",
-    "H&E histology": "a slide scanner for H&E sections",
-    "scanning electron microscopy": "a scanning electron microscope",
-    "transmission electron microscopy": "a transmission electron microscope",
-    "ultrasound": "an ultrasound scanner",
-}
-# (smallest value of the band, its words)
-COUNTS = ((1, "one to three"), (4, "four to ten"), (11, "eleven to thirty"), (31, "more than thirty"))
-AREA_FRACTIONS = (
-    (0.0, "less than a tenth"),
-    (0.1, "a tenth to a third"),
-    (1 / 3, "a third to two thirds"),
-    (2 / 3, "more than two thirds"),
-)
-HALVES = ("the left half", "the right half", "the top half", "the bottom half", "no half holds that many")
-CLEAR = 0.05  # a fraction nearer than this to the edge of a band gives no question
-MOST, NOT_MOST = 0.7, 0.6  # fractions of objects in a half that do and that do not make it the answer
-
-Draft = tuple[str, list[str]]  # the question, and its choices with the true one first
-
-
 def _modality(meta: dict) -> str:
     return find_modality(meta).name
 
@@ -90,10 +62,13 @@ def _structures(meta: dict) -> str:
     return find_structure(meta).many
 
 
-def _with_wrong(sample: Sample, name: Callable[[dict], str], conflicts: Sequence[set] = CONFLICTS) -> list[str]:
-    """What `name` says of the sample, then what it says of the other synthetic styles, where that is certainly wrong."""
+def _ask_which(
+    sample: Sample, question: str, name: Callable[[dict], str], conflicts=CONFLICTS, choice: Callable[[str], str] = str
+) -> Draft:
+    """What `name` says of the sample, and what it says of the other synthetic styles, where that is certainly wrong."""
     true, names = name(sample.meta), dict.fromkeys(name(style.meta) for style in PICTURES.values())
-    return [true, *(n for n in names if n != true and not any({n, true} <= group for group in conflicts))]
+    wrong = [n for n in names if n != true and not any({n, true} <= group for group in conflicts)]
+    return question, [choice(n) for n in (true, *wrong)]
 
 
 def _with_bands(value: float, bands: Sequence) -> list[str]:
@@ -102,14 +77,13 @@ def _with_bands(value: float, bands: Sequence) -> list[str]:
     return [true, *(words for _, words in bands if words != true)]
 
 
-def ask_modality(sample: Sample) -> Draft:
-    """V: the imaging technique."""
-    return "Which technique made this picture?", _with_wrong(sample, _modality)
-
-
-def ask_structure(sample: Sample) -> Draft:
-    """V: what the objects are."""
-    return "Which structures does this picture show?", _with_wrong(sample, _structures)
+# V: the imaging technique, what the objects are; E: the instrument for more pictures, what segmenting the objects allows
+ask_modality = partial(_ask_which, question=WHICH["technique"], name=_modality)
+ask_structure = partial(_ask_which, question=WHICH["structures"], name=_structures)
+ask_instrument = partial(
+    _ask_which, question=WHICH["instrument"], name=_modality, conflicts=[LIGHT], choice=INSTRUMENTS.__getitem__
+)
+ask_measurement = partial(_ask_which, question=WHICH["table"], name=_structures, choice="the area of each of the {}".format)
 
 
 def ask_count(sample: Sample) -> Draft:
@@ -151,18 +125,6 @@ def ask_largest(sample: Sample) -> Draft | None:
     return question, _with_bands(fraction, AREA_FRACTIONS)
 
 
-def ask_instrument(sample: Sample) -> Draft:
-    """E: the instrument for more pictures of this kind."""
-    question = "You need more pictures of exactly this kind. Which instrument do you book?"
-    return question, [INSTRUMENTS[name] for name in _with_wrong(sample, _modality, (LIGHT,))]
-
-
-def ask_measurement(sample: Sample) -> Draft:
-    """E: the measurement that segmenting the objects allows."""
-    question = "The objects of this picture will be segmented one by one. Which table can that give?"
-    return question, [f"the area of each of the {name}" for name in _with_wrong(sample, _structures)]
-
-
 def ask_more(first: Sample, second: Sample) -> Draft | None:
     """H: which of two pictures holds more objects; None where the counts are near."""
     counts = [measure(s.image, s.labels)["count"] for s in (first, second)]
@@ -190,9 +152,6 @@ def synthetic_questions(count: int, seed: int = 0, size: int = 256) -> list[Ques
         count: number of questions, at least 1.
         seed: not negative; the same seed gives the same questions, and more of them begin with the fewer.
         size: side of the images in pixels.
-
-    Raises:
-        InputError: count is below 1, or seed is negative.
     """
     if count < 1 or seed < 0:
         raise InputError(f"count is {count} and seed {seed}; give a count of 1 or more and a seed of 0 or more.")
@@ -267,20 +226,21 @@ def read_questions(source: str | Path, split: str | None = None) -> list[Questio
     try:  # the images alone, as the bytes of their files
         images = table.select_columns(["images_list"]).cast_column("images_list", List(Image(decode=False)))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{source} has no images in the column images_list ({reason(error)}); give questions in MicroVQA's layout."
-        ) from error
+        text = f"{source} has no images in the column images_list ({reason(error)}); give questions in MicroVQA's layout."
+        raise InputError(text) from error
     texts = table.select_columns([name for name in COLUMNS if name != "images_list"])
     return [_question(row, StoredImages(images, i, f"question {row['key_question']}")) for i, row in enumerate(texts)]
 
 
 def _question(row: dict, images: Sequence) -> Question:
-    key, task, index = row["key_question"], int(row["task"]), int(row["correct_index"])
-    choices = [str(choice) for choice in row["choices"]]
+    key, task, index, choices = (
+        row["key_question"],
+        int(row["task"]),
+        int(row["correct_index"]),
+        list(map(str, row["choices"])),
+    )
     if not 0 <= index < len(choices):
-        raise InputError(
-            f"Question {key} has {len(choices)} choices and correct_index {index}; give an index from 0 that fits."
-        )
+        raise InputError(f"Question {key} has {len(choices)} choices and correct_index {index}; give an index that fits.")
     name = TASKS.get(task, "unknown")
     return Question(key, row["key_image"], row["question"], choices, index, choices[index], images, task, name)
 
@@ -292,10 +252,7 @@ def _open(source: str | Path) -> dict:
         raise InputError(f"{folder} has no .parquet file; give the folder of a question set.")
     if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute()):
         raise InputError(f"There is no folder {source}; check the path, or give a hub name such as jmhb/microvqa.")
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError("Reading question sets needs the package datasets; run: pip install 'ullsam[full]'") from error
+    datasets = need("datasets", "read question sets")
     try:
         return datasets.load_dataset(str(source), trust_remote_code=False)
     except Exception as error:  # hub, network, cache and pyarrow raise many kinds here
@@ -305,32 +262,16 @@ def _open(source: str | Path) -> dict:
 
 
 def write_questions(folder: str | Path, questions: Sequence[Question]) -> Path:
-    """Writes questions as one parquet file in MicroVQA's layout, images as png; the file is whole or absent.
-
-    Raises:
-        InputError: `datasets` is not installed, or the file cannot be written.
-    """
-    try:
-        from datasets import Dataset, Features, Image, List, Value
-    except ImportError as error:
-        raise InputError("Writing question sets needs the package datasets; run: pip install 'ullsam[full]'") from error
-    text, number = Value("string"), Value("int64")
-    features = Features(
-        key_question=text,
-        key_image=text,
-        question=text,
-        choices=List(text),
-        correct_index=number,
-        correct_answer=text,
-        images_list=List(Image()),
-        task=number,
-        task_str=text,
-    )
+    """Writes questions as one parquet file in MicroVQA's layout, images as png; the file is whole or absent."""
+    datasets = need("datasets", "write question sets")
+    text, number, images = datasets.Value("string"), datasets.Value("int64"), datasets.List(datasets.Image())
+    other = {"choices": datasets.List(text), "correct_index": number, "images_list": images, "task": number}
+    features = datasets.Features({name: other.get(name, text) for name in Question.__dataclass_fields__})
     rows = [{name: getattr(q, name) for name in features} for q in questions]
     for row in rows:
         pictures = [{"bytes": png(to_rgb8(np.asarray(x))), "path": None} for x in row["images_list"]]
         row |= {"key_question": str(row["key_question"]), "images_list": pictures}
     path = Path(folder) / FILE
     with whole(path) as part:
-        Dataset.from_list(rows, features=features).to_parquet(part)
+        datasets.Dataset.from_list(rows, features=features).to_parquet(part)
     return path

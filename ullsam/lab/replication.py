@@ -96,33 +96,28 @@ def budget_of(name: str, seeds: int | None = None) -> Budget:
     return BUDGETS[name] if seeds is None else replace(BUDGETS[name], seeds=tuple(range(seeds)))
 
 
+@dataclass(eq=False)
 class Reproduction:
     """Trains and measures what the tables need; what is on disk already is not done again.
-
-    Args:
-        budget: seeds may be added to results later, all else must stay.
-        folder: of the trained arms; path: of the measurements, a JSON file.
-        data: folder with corpora (roles in_domain and out_of_domain); None for synthetic images.
-        start: the model that all arms start from; None takes the shipped SAM without language model and the shipped
-            uLLSAM's projection and language model.
-        command: what was typed, for the results.
 
     Raises:
         InputError: the measurements were made under other conditions.
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        folder: Path,
-        path: Path,
-        data: Path | None = None,
-        start: ULLSAM | None = None,
-        command: str = "",
-    ):
-        self.budget, self.folder, self.path, self.command = budget, Path(folder), Path(path), command
-        self.corpora = {role: find_corpora(Path(data), role) for role in ("in_domain", "out_of_domain")} if data else {}
-        self.start = start or shared_start()
+    budget: Budget  # seeds may be added to results later, all else must stay
+    folder: Path  # of the trained arms
+    path: Path  # of the measurements, a JSON file
+    data: Path | None = None  # folder with corpora (roles in_domain and out_of_domain); None for synthetic images
+    # the model that all arms start from; None takes the shipped SAM without language model and the shipped uLLSAM's
+    # projection and language model
+    start: ULLSAM | None = None
+    command: str = ""  # what was typed, for the results
+
+    def __post_init__(self):
+        self.folder, self.path = Path(self.folder), Path(self.path)
+        roles = ("in_domain", "out_of_domain") if self.data else ()
+        self.corpora = {role: find_corpora(Path(self.data), role) for role in roles}
+        self.start = self.start or shared_start()
         self.conditions = self._conditions()
         self.results = {"images": {}, "rows": {}, "seconds": {}}
         if self.path.is_file():

@@ -126,15 +126,12 @@ def plain_axes(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "", ti
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def show_scores(
-    scores: dict[str, dict[str, float]], ylabel: str, paper: dict[str, dict[str, float]] | None = None, title: str = ""
-) -> Figure:
+def show_scores(scores: dict[str, dict[str, float]], ylabel: str, title: str = "") -> Figure:
     """Grouped bars with their values: one group per dataset, one bar per model.
 
     Args:
         scores: dataset -> model -> value; a model may be absent or None for a dataset.
         ylabel: what the values are.
-        paper: the paper's values in the same form, drawn as diamonds (they are from other data or a larger model).
     """
     models = list(dict.fromkeys(model for row in scores.values() for model in row))
     if not models:
@@ -148,16 +145,11 @@ def show_scores(
         heights = [math.nan if row.get(model) is None else row[model] for row in scores.values()]
         texts = ["" if math.isnan(v) else f"{v:.2f}" if abs(v) < 10 else f"{v:.0f}" for v in heights]
         ax.bar_label(ax.bar(x, heights, 0.92 * width, color=colour, label=model), texts, fontsize=FONT - 2, padding=2)
-        for place, data in zip(x, scores, strict=True):
-            if (value := (paper or {}).get(data, {}).get(model)) is not None:
-                ax.scatter(place, value, 28, "white", marker="D", edgecolors="black", zorder=3)
-    if paper:
-        ax.scatter([], [], 28, "white", marker="D", edgecolors="black", label="paper")
     ax.set_xticks(range(len(scores)), ["\n".join(textwrap.wrap(name, 16)) for name in scores])
     plain_axes(ax, "", ylabel, title)
     ax.set_xlim(-0.6, len(scores) - 0.4)
     ax.margins(y=0.12)
-    figure.legend(loc="outside upper center", ncols=min(4, len(models) + bool(paper)), **LEGEND)
+    figure.legend(loc="outside upper center", ncols=min(4, len(models)), **LEGEND)
     return figure
 
 
@@ -180,8 +172,7 @@ def _probe_lines(ax: Axes, probes: dict) -> None:
     for k, (name, colour) in enumerate(zip(probes, cycle(DARK), strict=False)):
         steps = list(probes[name]["steps"].values())
         x, means = np.arange(len(steps)) + 0.06 * (k - 1.5), np.array([e["mean"] for e in steps], float)
-        spans = np.array([e["interval"] or (math.nan, math.nan) for e in steps]).T  # (2, 4)
-        whiskers = np.abs(spans - means)
+        whiskers = np.abs(np.array([e["interval"] or (math.nan, math.nan) for e in steps]).T - means)  # (2, 4)
         ax.errorbar(x, means, whiskers, color=colour, marker="o", markersize=4, capsize=2, label=ANSWERS[name])
         ax.plot((-0.3, 3.3), [probes[name]["chance"]] * 2, color=colour, linestyle=":", linewidth=1.2)
     ax.set_xticks(range(len(STEP_LABELS)), STEP_LABELS)

@@ -17,20 +17,17 @@ from matplotlib.patches import Patch, Rectangle
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
 from ullsam.plots.charts import DPI, FONT, LEGEND, PANEL, Picture
-from ullsam.plots.overlays import CORE, FAR, INSIDE, INSTANCE, OTHER, OUTSIDE, RING, outline, overlay
+from ullsam.plots.overlays import INSIDE, OUTSIDE, outline, overlay
 from ullsam.sbr import SbrPoints, SbrRegions
 
 TITLE_WIDTH = 40  # characters of a title that fit a panel
 
 
 def panel_grid(rows: int, columns: int, aspect: float = 1.0, title_lines: int = 1, extra: float = 0.0):
-    """An empty figure of panels without axes.
+    """An empty figure of panels whose axes are not drawn: the figure, and its axes as an array (rows, columns).
 
     Args:
         aspect: height over width of a panel; title_lines: lines above each panel; extra: inches below each panel.
-
-    Returns:
-        The figure and its axes, an array (rows, columns).
     """
     height = PANEL * aspect + 0.22 * title_lines + extra
     figure = Picture(figsize=(PANEL * columns, rows * height + 0.1), dpi=DPI, layout="compressed")
@@ -97,10 +94,8 @@ def show_masks(
     picture = to_rgb8(image)
     if ax is None:
         ax = _panels([picture], [title], 1)[1][0]
-    if masks_or_labels is not None:
-        picture = overlay(picture, masks_or_labels)
-    if truth is not None:
-        picture = outline(picture, truth)
+    picture = picture if masks_or_labels is None else overlay(picture, masks_or_labels)
+    picture = picture if truth is None else outline(picture, truth)
     _draw(ax, picture, title)
     for x0, y0, x1, y1 in np.asarray([] if boxes is None else boxes, dtype=float).reshape(-1, 4):
         for width, colour in ((3, "black"), (1.4, "white")):
@@ -153,13 +148,10 @@ def _grid_array(features) -> np.ndarray:
 
 
 def pca_map(features) -> np.ndarray:
-    """The first three principal components of a feature map as red, green and blue.
+    """The first three principal components of a feature map as red, green and blue, uint8 (h, w, 3).
 
     Args:
-        features: tensor or array (C, h, w), or (1, C, h, w); similar colours are similar features.
-
-    Returns:
-        uint8 (h, w, 3); each component is stretched from its 1st to its 99th percentile.
+        features: tensor or array (C, h, w), or (1, C, h, w). Components are stretched from their 1st to 99th percentile.
     """
     array = _grid_array(features)
     x = (array - array.mean((1, 2), keepdims=True)).reshape(len(array), -1).T  # (C, h, w) -> (h * w, C)
@@ -182,13 +174,10 @@ def show_feature_maps(maps: dict, image: np.ndarray | None = None) -> Figure:
 
 
 def similarity_map(knowledge, patch: tuple[int, int]) -> np.ndarray:
-    """Cosine similarity of each patch to one patch.
+    """Cosine similarity of each patch to one patch, float32 (h, w), from -1 to 1.
 
     Args:
         knowledge: tensor or array (C, h, w), or (1, C, h, w); patch: (row, column) on the grid.
-
-    Returns:
-        float32 (h, w), from -1 to 1.
     """
     array = _grid_array(knowledge)
     row, column = patch
@@ -240,15 +229,15 @@ def show_sbr(
     """
     this = labels == instance
     parts = [  # in the order of painting
-        ("outside (if the ring is too small)", FAR, regions.outside),
-        ("other instances", OTHER, (labels != 0) & ~this),
-        ("rest of the instance", INSTANCE, this),
-        ("ring (outside points)", RING, regions.ring),
-        ("core (inside points)", CORE, regions.core),
+        ("outside (if the ring is too small)", "#e2eef7", regions.outside),
+        ("other instances", "#bebebe", (labels != 0) & ~this),
+        ("rest of the instance", "#96c4e0", this),
+        ("ring (outside points)", "#e69f00", regions.ring),
+        ("core (inside points)", "#0072b2", regions.core),
     ]
     picture = np.full((*labels.shape, 3), 255, dtype=np.uint8)
     for _, colour, area in parts:
-        picture[area] = colour
+        picture[area] = np.frombuffer(bytes.fromhex(colour[1:]), dtype=np.uint8)
     figure, (ax,) = _panels([picture], [title], 1)
     figure.set_size_inches(PANEL + 2.6, figure.get_figheight())
     _draw(ax, picture, title, interpolation="nearest")
@@ -258,7 +247,7 @@ def show_sbr(
         extent = max(np.ptp(v) for v in np.nonzero(this))
         rows, columns = square_around(this, extent + 2 * margin + 1)
         ax.set(xlim=(columns.start - 0.5, columns.stop - 0.5), ylim=(rows.stop - 0.5, rows.start - 0.5))
-    handles = [Patch(facecolor=np.array(c) / 255, edgecolor="gray", linewidth=0.5, label=name) for name, c, _ in parts]
-    handles = [handles[i] for i in (4, 2, 3, 0, 1)]  # from the inside to the outside
+    outwards = [parts[i] for i in (4, 2, 3, 0, 1)]
+    handles = [Patch(facecolor=colour, edgecolor="gray", linewidth=0.5, label=name) for name, colour, _ in outwards]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), **LEGEND)
     return figure

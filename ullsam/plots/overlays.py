@@ -16,14 +16,12 @@ PALETTE = np.frombuffer(bytes.fromhex(COLOURS), dtype=np.uint8).reshape(-1, 3)
 DARK = [f"#{COLOURS.split()[i]}" for i in (4, 1, 2, 6, 0, 3, 7, 5)]  # the dark ones first, for lines and bars on white
 YELLOW = (255, 225, 25)
 INSIDE, OUTSIDE = "#1a9850", "#d7191c"  # points
-CORE, RING, FAR, INSTANCE, OTHER = (0, 114, 178), (230, 159, 0), (226, 238, 247), (150, 196, 224), (190, 190, 190)  # SBR
 
 
 def instance_colours(labels: np.ndarray) -> dict[int, tuple[int, int, int]]:
-    """A colour (red, green, blue, 0..255) for each instance of a label map, chosen by its id.
+    """A colour (red, green, blue, 0..255) for each id of a label map, integer (H, W), 0 background.
 
-    Args:
-        labels: integer (H, W), 0 background. An id whose colour a lower id within 3 pixels has takes the next one.
+    The id chooses it; where a lower id within 3 pixels has that colour, the next one is taken.
     """
     near, chosen, (h, w) = defaultdict(set), {}, labels.shape
     for dy, dx in ((0, 1), (1, 0), (0, 3), (3, 0), (3, 3), (3, -3)):
@@ -41,15 +39,12 @@ def instance_colours(labels: np.ndarray) -> dict[int, tuple[int, int, int]]:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, alpha: float = 0.45) -> np.ndarray:
-    """The image with its instances tinted and outlined.
+    """The image, uint8 (H, W, 3), with its instances tinted and outlined, and unchanged outside of them.
 
     Args:
         image: (H, W) or (H, W, C).
         labels: integer (H, W), 0 background; or masks bool (H, W) or (I, H, W), whose ids are then 1..I.
         alpha: opacity of the tint, 0..1.
-
-    Returns:
-        uint8 (H, W, 3), equal to the image outside the instances.
 
     Raises:
         InputError: the labels are no label map or masks of the image's size.

@@ -46,14 +46,12 @@ def dense_targets(labels: Tensor, stride: int = 4) -> tuple[Tensor, Tensor]:
     own = x + (x.amax() + 1) * torch.arange(len(x), device=x.device)[:, None, None]  # ids that differ between images
     area = own.flatten().bincount()
     positions = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[1:]), indexing="ij")  # rows, columns
-    offsets = [_to_centre(position.expand_as(x).float(), own, area) for position in reversed(positions)]
+    offsets = []
+    for position in reversed(positions):  # along x, then y: to the mean position of the object, over the root of its area
+        position = position.expand_as(x).float()
+        centre = own.flatten().bincount(position.flatten()) / area.clamp(min=1)
+        offsets.append((centre[own] - position) / area[own].sqrt())
     return maps, torch.stack(offsets, dim=1) * maps[:, :1]
-
-
-def _to_centre(position: Tensor, own: Tensor, area: Tensor) -> Tensor:
-    """Along one axis: from each position to the mean position of its object, over the root of the object's area."""
-    centre = own.flatten().bincount(position.flatten()) / area.clamp(min=1)
-    return (centre[own] - position) / area[own].sqrt()
 
 
 def dense_loss(output: Tensor, labels: Tensor) -> Tensor:

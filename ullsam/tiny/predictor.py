@@ -44,8 +44,9 @@ class ScalePredictor(Predictor):
             for i, *result in zip(which, *again, strict=True):
                 drawn[i] = result
         masks = [enlarge_masks(x, views[n].square) for n, (x, _) in zip(choice, drawn, strict=True)]
-        logits = [self._on_canvas(x) for x, _ in drawn]
-        return np.stack(masks), np.stack([score.cpu().numpy() for _, score in drawn]), np.stack(logits)
+        side = (4 * self.model.config.sam.grid,) * 2  # all logits at the resolution of the whole canvas
+        logits = [F.interpolate(x[None], side, mode="bilinear")[0] if x.shape[1:] != side else x for x, _ in drawn]
+        return tuple(np.stack(x) for x in (masks, [score.cpu() for _, score in drawn], [x.cpu() for x in logits]))
 
     def segment(self, view: View, given: dict, knowledge: Tensor | None, candidates: slice) -> tuple[Tensor, Tensor]:
         """`Predictor.segment` with the knowledge of the whole canvas brought to the view's grid."""
@@ -53,13 +54,6 @@ class ScalePredictor(Predictor):
         if knowledge is not None and knowledge.ndim == 4 and knowledge.shape[2:] != grid:
             knowledge = F.interpolate(knowledge, grid, mode="area")  # (1, C, h, w) -> (1, C, h', w')
         return super().segment(view, given, knowledge, candidates)
-
-    def _on_canvas(self, logits: Tensor) -> np.ndarray:
-        """Logits (K, n, n) of any view at the resolution of the whole canvas."""
-        side = 4 * self.model.config.sam.grid
-        if logits.shape[-1] != side:
-            logits = F.interpolate(logits[None], (side, side), mode="bilinear", align_corners=False)[0]
-        return logits.cpu().numpy()
 
 
 def widths(logits: Tensor) -> np.ndarray:

@@ -35,13 +35,11 @@ MEGABYTES = 50  # of one uploaded file
 MEGAPIXELS = 50  # of one page; a small file can hold a large picture
 RESULT = 640  # longer side of the result picture, pixels
 RESULTS = ("tiff", "roi", "overlay", "csv")  # what the downloaded file holds
-EXAMPLE = "example.png"
 NOTEBOOK = "notebooks/app.ipynb"
 SESSIONS = 8  # pages at once; each has a kernel with the models, about 0.9 GB
 IDLE = 30 * 60  # seconds without a gesture after which a page's kernel ends
 SWEEP = 10  # seconds between two looks for kernels that can end
 CONVERT = "from ullsam.llm import smollm2_folder; smollm2_folder()"  # takes half a minute where it was never done
-WELCOME = "Or drop it here: png, jpg, tif or bmp, up to {} MB."
 
 
 class App:
@@ -71,13 +69,12 @@ class App:
         row = {"flex_flow": "row wrap", "grid_gap": "8px 24px", "margin": "8px 0 0", "display": "none"}
         self._work = ipywidgets.HBox([self._left, result], layout=row)
         self.view = ipywidgets.VBox([self.files, self._work], layout={"overflow": "visible"})  # the page
-        self.files.tell(WELCOME.format(limit))
+        self.files.tell(f"Or drop it here: png, jpg, tif or bmp, up to {limit} MB.")
 
     def __repr__(self) -> str:
         return f"App({self.files.told})"
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The page where widgets are shown, a line of text elsewhere."""
         return dict(self.view._repr_mimebundle_(**kwargs)) | {"text/plain": repr(self)}
 
     def open(self, name: str, data: bytes) -> None:
@@ -101,7 +98,7 @@ class App:
 
     def open_example(self) -> None:
         """Opens a synthetic image of nuclei."""
-        self.open(EXAMPLE, png(generate("fluorescence_nuclei", seed=3).image))
+        self.open("example.png", png(generate("fluorescence_nuclei", seed=3).image))
 
     def results(self) -> tuple[str, bytes]:
         """Name and bytes of a zip file with a folder for each image that has saved instances.
@@ -169,7 +166,6 @@ class App:
             self.click.session.export(folder, RESULTS)
 
     def _refresh(self) -> None:
-        """The result picture with all masks of the page, and the list of saved instances."""
         session = self.click.session
         labels, image = with_current(session.labels, session.mask), scaled(session.display_image(), RESULT)
         small = cv2.resize(labels, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -213,11 +209,7 @@ def with_current(labels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 def check_size(path: Path, megapixels: int = MEGAPIXELS) -> None:
-    """Refuses a picture that is too large before it is decoded, by the size that the file announces.
-
-    Raises:
-        InputError: too many pixels, or a file that is no image.
-    """
+    """Raises `InputError` for a file that is no image or announces more than `megapixels`, before it is decoded."""
     from PIL import Image, UnidentifiedImageError
     from tifffile import TiffFileError
 
@@ -236,9 +228,7 @@ def check_size(path: Path, megapixels: int = MEGAPIXELS) -> None:
         raise InputError(f"{path} has {sizes}; crop it or save it smaller.")
 
 
-def serve(
-    notebook: str | Path = NOTEBOOK, host="127.0.0.1", port: int = 8866, sessions: int = SESSIONS, browser=False
-) -> None:
+def serve(notebook: str | Path = NOTEBOOK, host="127.0.0.1", port=8866, sessions=SESSIONS, browser=False) -> None:
     """Serves a notebook until it is interrupted.
 
     Kernels compute with one thread each, so that eight of them share two cores fairly, and keep their files in a folder

@@ -20,7 +20,6 @@ NARROW = 300  # a picture is not made narrower to fit beside the other one
 RESULT_DPI = 100
 ENLARGED = 1.6  # the picture of the masks, against a panel of the notebooks
 SMALLEST = 2  # pixels along each side of a box that can be segmented; less is a slip of the mouse
-WHITE = (255, 255, 255)
 
 
 class BoxToSegment(Live):
@@ -86,9 +85,9 @@ class BoxToSegment(Live):
     def table(self) -> list[dict]:
         """One row per box: number, class, the box, its mask's area in pixels, and the model's own score."""
         columns = ("number", "class", "x0", "y0", "x1", "y1", "area", "score")
-        measured = [(int(mask.sum()), round(float(score), 3)) for mask, score in zip(self.masks, self.scores, strict=True)]
-        rows = enumerate(zip(self._rows, measured, strict=True), 1)
-        return [dict(zip(columns, (n, name, *box, *values), strict=True)) for n, ((box, name), values) in rows]
+        found = enumerate(zip(self._rows, self.masks, self.scores, strict=True), 1)
+        rows = [(n, name, *box, int(mask.sum()), round(float(score), 3)) for n, ((box, name), mask, score) in found]
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     @gesture
     def add_box(self, x0: float, y0: float, x1: float, y1: float, name: str | None = None) -> int:
@@ -162,7 +161,8 @@ class BoxToSegment(Live):
         figure, axes = panel_grid(1, 1, min(2.0, height / width), extra=0.35)
         figure.set_size_inches(*ENLARGED * figure.get_size_inches())
         tinted = overlay(self.image, areas)
-        tinted = np.where(areas[..., None] > 0, outline(tinted, self.labels, WHITE), tinted)  # parts touching neighbours
+        outlined = outline(tinted, self.labels, (255, 255, 255))  # in white, so that neighbours are told apart
+        tinted = np.where(areas[..., None] > 0, outlined, tinted)
         show_masks(tinted, boxes=self.boxes if self._rows else None, title="boxes and masks", ax=axes[0, 0])
         style = {"fontsize": FONT - 2, "color": "white", "va": "bottom", "clip_on": True}
         for i, (x0, y0, *_) in enumerate(self.boxes, 1):

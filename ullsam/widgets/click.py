@@ -10,7 +10,7 @@ import functools
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -73,9 +73,7 @@ class ClickToSegment(anywidget.AnyWidget):
     busy = traitlets.Unicode(help="what takes a moment right now, empty at rest").tag(sync=True)
     description = traitlets.Unicode(help="the language model's words").tag(sync=True)
 
-    def __init__(
-        self, models, image, vlk: bool = True, project=None, stack: bool = False, export_folder: str | Path | None = None
-    ):
+    def __init__(self, models, image, vlk: bool = True, project=None, stack: bool = False, export_folder=None):
         enable_colab()
         self.session = ClickSession(models, image, vlk, project, stack)
         beside = isinstance(image, (str, Path))
@@ -87,7 +85,6 @@ class ClickToSegment(anywidget.AnyWidget):
         self._show()
 
     def __repr__(self) -> str:
-        """What a page that shows no widgets prints instead."""
         return f"ClickToSegment({self.size[0]} x {self.size[1]} pixels: {self.status})"
 
     # ---------------------------------------------------------------- what there is to read
@@ -155,7 +152,9 @@ class ClickToSegment(anywidget.AnyWidget):
                 self.mask_bits = b"" if session.mask is None else _layer(session.mask.view(np.uint8), PICTURE, np.packbits)
             if self._is_new("saved", saved, [i.number for i in state.instances]):
                 self.saved_ids = _layer(saved, GHOSTS, lambda ids: ids.astype("<u4"))
-                self.colors = _colors(state.instances, saved)
+                here = instance_colours(_shrunk(saved, COLORING))  # neighbours get different ones; elsewhere by number
+                colours = {i.number: here.get(i.number, PALETTE[(i.number - 1) % len(PALETTE)]) for i in state.instances}
+                self.colors = {str(number): [*map(int, colour)] for number, colour in colours.items()}
             self.shown, self.failed, self.status = self._view(), failed, status or self.status
 
     def _is_new(self, layer: str, pixels: np.ndarray | None, key=None) -> bool:
@@ -234,9 +233,3 @@ def _layer(pixels: np.ndarray, longest: int, pack: Callable[[np.ndarray], np.nda
         return b""
     head = np.array([x, y, width, height, small.shape[1], small.shape[0]], "<u4")
     return head.tobytes() + zlib.compress(pack(small[y : y + height, x : x + width].ravel()).tobytes(), 1)
-
-
-def _colors(instances: Sequence, labels: np.ndarray) -> dict[str, list[int]]:
-    """Neighbours in the picture get different colours; instances that are not in it that of their number."""
-    here = instance_colours(_shrunk(labels, COLORING))
-    return {str(i.number): [*map(int, here.get(i.number, PALETTE[(i.number - 1) % len(PALETTE)]))] for i in instances}

@@ -130,18 +130,11 @@ def write_coco(annotations: Annotations, folder: Path) -> Path:
         file = annotations.file if annotations.file and annotations.count == 1 else f"{annotations.page_name(page)}.png"
         images.append({"id": page + 1, "file_name": file, "height": height, "width": width})
     categories = {name: i for i, name in enumerate(sorted({name for _, _, name, _ in objects}), start=1)}
-    records = [
-        {
-            "id": number,
-            "image_id": page + 1,
-            "category_id": categories[name],
-            "iscrowd": 0,
-            "area": region.area,
-            "bbox": [region.x0, region.y0, *region.pixels.shape[::-1]],
-            "segmentation": run_lengths(region, annotations.labels[page].shape),
-        }
-        for page, number, name, region in objects
-    ]
+    records = []
+    for page, number, name, region in objects:
+        ids = {"id": number, "image_id": page + 1, "category_id": categories[name], "iscrowd": 0}
+        box, runs = [region.x0, region.y0, *region.pixels.shape[::-1]], run_lengths(region, annotations.labels[page].shape)
+        records.append(ids | {"area": region.area, "bbox": box, "segmentation": runs})
     content = {"info": {"description": f"Instances of {annotations.name}"}, "images": images, "annotations": records}
     content["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
     path = folder / f"{annotations.name}_coco.json"

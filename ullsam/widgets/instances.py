@@ -97,11 +97,7 @@ class State:
         return replace(self, prompts=(), box=None, suggested=(), region=None, editing=None, **changes)
 
     def find(self, number: int) -> Instance:
-        """The instance of this number.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The instance of this number, or `InputError`."""
         for instance in self.instances:
             if instance.number == number:
                 return instance
@@ -111,9 +107,7 @@ class State:
 
     def put(self, new: Instance) -> tuple[Instance, ...]:
         """All instances with `new` in the place of the one of its number, or at the end."""
-        if all(old.number != new.number for old in self.instances):
-            return (*self.instances, new)
-        return tuple(new if old.number == new.number else old for old in self.instances)
+        return tuple(({i.number: i for i in self.instances} | {new.number: new}).values())
 
 
 def free_numbers(instances: Iterable[Instance], wanted: int = 1) -> Iterator[int]:

@@ -7,6 +7,7 @@ notebook first shows the object, calls the same methods, and is redrawn after ea
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import html
 import importlib
@@ -100,13 +101,9 @@ class Live:
         """`act` as a callback: not run by a redraw, and wrong input, shown already, goes no further."""
 
         def run(*args):
-            with self._turn:
-                if self._drawing:
-                    return
-                try:
+            with self._turn, contextlib.suppress(InputError):
+                if not self._drawing:
                     act(*args)
-                except InputError:
-                    return
 
         return run
 
@@ -124,8 +121,7 @@ class Live:
         return button
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        """The view; and a still picture for pages that show no widgets."""
-        picture = self.figure().image_bytes()
+        picture = self.figure().image_bytes()  # for pages that show no widgets
         kind = "image/jpeg" if picture[:2] == b"\xff\xd8" else "image/png"
         bundle = dict(self.view._repr_mimebundle_(**kwargs))
         return bundle | {"text/plain": repr(self), kind: base64.b64encode(picture).decode()}

@@ -128,11 +128,7 @@ class ExampleImage:
             raise InputError("The example image has no object to segment; give a sample with instances.")
 
     def segment(self, checkpoint: Path) -> Example:
-        """The masks by a checkpoint's weights.
-
-        Raises:
-            InputError: the checkpoint cannot be read, trains no masks, or is of another model.
-        """
+        """The masks by a checkpoint's weights; `InputError` where it trains no masks or is of another model."""
         state = read_checkpoint(checkpoint)
         if state["config"]["stage"] != 3:
             raise InputError("Example masks come with stage 3; this run trains other parts.")

@@ -104,7 +104,7 @@ class Pages:
         """Label maps int32 (H, W) by page: one for `page`, or one for each page if the source has as many.
 
         Args:
-            source: integers (H, W), a stack (Z, H, W), or the path of such an image; else `InputError`.
+            source: integers (H, W), a stack (Z, H, W), or the path of such an image; `InputError` if its size is another.
         """
         if isinstance(source, (str, Path)):
             count = count_pages(source)

@@ -32,16 +32,9 @@ def save_project(path: str | Path, state: State, image_sha: str, image_name: str
     Raises:
         InputError: the file cannot be written.
     """
-    write_json(
-        Path(path).resolve(),  # a link stays one
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "image": {"name": image_name, "sha256": image_sha},
-            **{name: getattr(state, name) for name in ("model", "page", "channel")},
-            "instances": [_to_json(i) for i in state.instances],
-        },
-    )
+    content = {"format": FORMAT, "version": VERSION, "image": {"name": image_name, "sha256": image_sha}}
+    content |= {name: getattr(state, name) for name in ("model", "page", "channel")}
+    write_json(Path(path).resolve(), content | {"instances": [_to_json(i) for i in state.instances]})  # a link stays one
 
 
 def load_project(path: str | Path, image_sha: str) -> State:
@@ -102,11 +95,7 @@ class Autosave:
         return replace(kept, vlk=state.vlk, model=kept.model if kept.model in models else state.model)
 
     def write(self, state: State) -> None:
-        """Saves the project.
-
-        Raises:
-            InputError: the file cannot be written, or another session has changed it.
-        """
+        """Saves the project; `InputError` where the file cannot be written, or another session has changed it."""
         if self.path is None:
             return
         with _one_at_a_time(self.path.parent):

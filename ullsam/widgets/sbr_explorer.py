@@ -18,7 +18,6 @@ from ullsam.widgets.live import WRAP, Live, PointerImage, bare_axes, beside, ges
 SIDE = 300  # longer side of the image in the browser, pixels
 PICTURE_DPI = 85  # of the regions' picture
 CONTROL = {"width": "270px"}
-MARKS = "Green circle: point inside; red cross: point outside."
 MISSING = "a missing object"  # the menu's entry for an instance without pixels
 
 CASES = {  # name of a branch in SbrPoints -> condition and outcome, in the paper's order
@@ -152,10 +151,9 @@ class SbrExplorer(Live):
         """The case of Eq. 3 and that of Eq. 4 that gave the points, in words with the formula and its numbers."""
         symbols = {key if key.startswith("N") else f"|{key}|": value for key, value in self.sizes().items()}
         sentences = []
-        for (equation, cases), name in zip(CASES.items(), self._used(), strict=True):
-            condition, outcome = cases[name]
+        for equation, name, condition, outcome in self._used():
             values = ", ".join(f"{symbol} = {value}" for symbol, value in symbols.items() if symbol in condition)
-            number = f"case {list(cases).index(name) + 1} of {len(cases)}"
+            number = f"case {list(CASES[equation]).index(name) + 1} of {len(CASES[equation])}"
             sentences.append(f"{equation}, {number}: {condition} ({values}), so {outcome}.")
         return sentences
 
@@ -163,22 +161,20 @@ class SbrExplorer(Live):
         """Object and distances in words."""
         c, s, shape = self.choice, self.sizes(), self.labels.shape
         name = f"Object {c.instance}" if s["M"] else MISSING.capitalize()
-        low, high = c.config.ring_in(shape)
-        return (
-            f"{name}: {s['M']} pixels. In this image of {shape[1]} x {shape[0]} pixels, erosion takes "
-            f"{c.config.steps(c.config.erosion, shape)} steps and the ring lies {low:.3g} to {high:.3g} pixels from the "
-            f"object; it has {s['B']} pixels, the core {s['E']}."
-        )
+        steps, (low, high) = c.config.steps(c.config.erosion, shape), c.config.ring_in(shape)
+        erosion = f"In this image of {shape[1]} x {shape[0]} pixels, erosion takes {steps} steps"
+        ring = f"the ring lies {low:.3g} to {high:.3g} pixels from the object; it has {s['B']} pixels, the core {s['E']}"
+        return f"{name}: {s['M']} pixels. {erosion} and {ring}."
 
     def figure(self) -> Figure:
         """The regions in colours, which the legend names, the points, and the branches above."""
         margin = round(2 * self.choice.config.ring_in(self.labels.shape)[1]) + 6 if self.zoomed else None
-        cases = [(equation, *CASES[equation][name]) for equation, name in zip(CASES, self._used(), strict=True)]
-        title = "\n".join(f"{equation}: {condition},\n{outcome}" for equation, condition, outcome in cases)
+        title = "\n".join(f"{equation}: {condition},\n{outcome}" for equation, _, condition, outcome in self._used())
         return show_sbr(self.labels, self.choice.instance, self.regions, self.points, margin, title)
 
-    def _used(self) -> tuple[str, str]:
-        return self.points.positive_branch, self.points.negative_branch
+    def _used(self) -> list[tuple[str, str, str, str]]:
+        names = self.points.positive_branch, self.points.negative_branch
+        return [(equation, name, *CASES[equation][name]) for equation, name in zip(CASES, names, strict=True)]
 
     def _change(self, **changes) -> None:
         self._take(replace(self.choice, **changes))
@@ -210,7 +206,8 @@ class SbrExplorer(Live):
             "zoom": self._checkbox("zoom to the object", self.set_zoom),
         }
         side = self.choice.config.reference_side
-        words = f"Distances as in the paper: pixels of an image of {side} x {side}. {MARKS}"
+        words = f"Distances as in the paper: pixels of an image of {side} x {side}. "
+        words += "Green circle: point inside; red cross: point outside."
         note = ipywidgets.HTML(f"<div style='line-height:1.4;font-size:90%'>{words}</div>")
         reset = self._button("Paper's settings", self.reset)
         column = ipywidgets.VBox([*self._controls.values(), note, reset], layout={"width": "290px"})
@@ -239,9 +236,9 @@ class SbrExplorer(Live):
         self._picture.png = png_bytes(axes.figure)
         self._regions.value = png_bytes(self.figure(), PICTURE_DPI)
         rows = []  # all cases of both equations, the used ones marked
-        for (equation, cases), used in zip(CASES.items(), self._used(), strict=True):
+        for equation, used, *_ in self._used():
             rows.append(f"<tr><td colspan=3><b>{equation}</b></td></tr>")
-            for name, (condition, outcome) in cases.items():
+            for name, (condition, outcome) in CASES[equation].items():
                 mark, style = ("▶", "font-weight:bold") if name == used else ("", "opacity:0.55")
                 cells = "".join(f"<td style='padding:0 8px'>{html.escape(x)}</td>" for x in (mark, condition, outcome))
                 rows.append(f"<tr style='{style};line-height:1.3'>{cells}</tr>")

@@ -7,11 +7,12 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from ullsam.cli import COMMANDS, main, measure, parse, prepare, report, train
+from ullsam.cli import COMMANDS, main, measure, parse, prepare, train
 from ullsam.cli.options import Measured
 
 ROOT = Path(__file__).parents[3]
@@ -84,13 +85,12 @@ def arguments(line):
         ("train --preset debug --stage 3 --synthetic --steps 2", "train", {"data": train.Data(None, True)}),
         ("log-run runs/a --note 'half the rate'", "log_run", {"folder": "runs/a", "note": "half the rate", "limit": None}),
         ("ship ullsam-tiny --out runs", "ship", {"recipe": "ullsam-tiny", "out": "runs"}),
-        ("reproduce", "reproduce", {"tables": (), "options": report.Replication()}),
+        ("reproduce", "reproduce", {"tables": (), "options": measure.Replication()}),
         (
             "reproduce fig5 fig6 --budget short --seeds 2 --synthetic --out=o",
             "reproduce",
-            {"tables": ("fig5", "fig6"), "options": report.Replication("short", 2, "o", synthetic=True)},
+            {"tables": ("fig5", "fig6"), "options": measure.Replication("short", 2, "o", synthetic=True)},
         ),
-        ("readme", "readme", {"file": "README.md"}),
         ("prepare-data open --out CORPORA", "prepare_data", {"name": "open", "out": "CORPORA", "seed": 0}),
         (
             "prepare-pairs --out p --images 5 --shards a.tar b.tar",
@@ -231,5 +231,9 @@ def test_what_commands_import_when_they_run_is_there():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("ullsam."):
                 module = import_module(node.module)
-                lost = [a.name for a in node.names if not hasattr(module, a.name)]
+                lost = [
+                    a.name
+                    for a in node.names
+                    if not hasattr(module, a.name) and not find_spec(f"{module.__name__}.{a.name}")
+                ]
                 assert not lost, f"{path.name}:{node.lineno}: {node.module} has no {', '.join(lost)}"

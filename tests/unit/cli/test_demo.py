@@ -1,12 +1,14 @@
 """The demo, from the command line to its files, with a model of random weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import ullsam
 from ullsam.cli import main
-from ullsam.cli.demo import Outcome, draw, report, scenes
+from ullsam.cli.demo import draw, report, scenes
 
 NAMES = ("cell", "ihc", "synthetic")
 
@@ -85,9 +87,9 @@ def test_the_description_is_reported_unchanged_and_drawn_without_formulas():
     scene = scenes()[2]
     words = "Nuclei, $ 5 % of {them} \x07\nround ܘ."
     masks = {"with VLK": scene.truth == scene.ids[:, None, None]}
-    outcome = Outcome(scene, masks, {"with VLK": "Dice 1.00"}, words, 0.01)
-    assert f'"{words}"' in report(outcome)[-1]
-    figure = draw([outcome])
+    scene = replace(scene, masks=masks, scores={"with VLK": "Dice 1.00"}, description=words)
+    assert f'"{words}"' in report(scene)[-1]
+    figure = draw([scene])
     figure.canvas.draw()
     assert "Nuclei, $ 5 % of {them} ? round ?." in figure.texts[0].get_text()
     assert [ax.get_title() for ax in figure.axes] == ["image and clicks", "with VLK: Dice 1.00"]

@@ -75,12 +75,19 @@ def test_the_command_measures_draws_and_tells(few_styles, monkeypatch, tmp_path,
 
 
 def test_another_sam_may_be_the_start(monkeypatch, tmp_path):
-    from ullsam.cli.report import start_model
+    starts = []
+
+    def caught(budget, folder, path, data, start, command):
+        starts.append(start.sam.state_dict())
+        raise InputError("far enough")
 
     monkeypatch.setenv("ULLSAM_FAST", "1")
+    monkeypatch.setattr(r, "Reproduction", caught)
     other = ULLSAM.from_preset("debug", seed=3)
     other.save_pretrained(tmp_path)
-    plain, start = start_model(None).sam.state_dict(), start_model(str(tmp_path)).sam.state_dict()
+    for sam in ([], ["--sam", str(tmp_path)]):
+        assert main(["reproduce", "table3", "--synthetic", *sam]) == 2
+    plain, start = starts
     assert all(torch.equal(start[name], value) for name, value in other.sam.state_dict().items())
     assert not all(torch.equal(plain[name], value) for name, value in start.items())
 

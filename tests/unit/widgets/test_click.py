@@ -200,7 +200,7 @@ def test_browser_messages_do_what_the_methods_do(demo, Discs, image):
         ("set_page", {"z": 0}),
         ("delete", {"number": 1}),
     ]
-    assert {kind for kind, _ in gestures} | {"export"} == {name for name, g in GESTURES.items() if g.values is not None}
+    assert {kind for kind, _ in gestures} | {"export"} == {name for name, values in GESTURES.items() if values is not None}
     names = [name for name in demo.keys if not name.startswith("_") and name not in ("layout", "tooltip", "tabbable")]
     for kind, values in gestures:
         browser(demo, kind, **values)

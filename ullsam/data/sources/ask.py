@@ -66,13 +66,11 @@ def caption_folder(
     """Adds a caption of every image of a corpus to its captions.jsonl; images that have one are not asked again.
 
     Processes of `accelerate launch` share the images; each writes a part of its own, and the first puts them together.
+    Returns the number of captions of the chosen images.
 
     Args:
         folder: a corpus; server: what is asked; split: only this split; workers: questions under way at once;
             say: gets a line every 100 captions; state: this process among its fellows (default: as accelerate knows it).
-
-    Returns:
-        The number of captions of the chosen images.
 
     Raises:
         InputError: the server refuses, or keeps failing; what was answered stays, and the next run goes on from there.
@@ -148,8 +146,7 @@ def picture_url(path: Path, longest: int) -> str:
 def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None = None) -> str:
     """One question about one picture, asked again with growing pauses while the server fails or stalls.
 
-    Raises:
-        InputError: the server refuses the question, or the last try failed.
+    An InputError says that the server refuses the question, or that the last try failed.
     """
     stop, problem = stop or threading.Event(), ""
     for number in range(server.tries):
@@ -160,16 +157,13 @@ def ask(server: Server, picture: str, prompt: str, stop: threading.Event | None 
         except urllib.error.HTTPError as error:
             problem = f"status {error.code} {error.reason}"
             if error.code < 500 and error.code not in AGAIN:
-                detail = " ".join(error.read(300).decode("utf-8", "replace").split())
-                raise InputError(
-                    f"{server.base_url} refuses the question ({problem}: {detail}); check --base-url, --model and the key."
-                ) from error
+                problem += ": " + " ".join(error.read(300).decode("utf-8", "replace").split())
+                remedy = "check --base-url, --model and the key"
+                raise InputError(f"{server.base_url} refuses the question ({problem}); {remedy}.") from error
         except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:  # no, or no usable, answer
             problem = str(error) or type(error).__name__
-    raise InputError(
-        f"{server.base_url} gave no answer in {server.tries} tries ({problem}); start the server and run the same command "
-        "again, it goes on where it stopped."
-    )
+    remedy = "start the server and run the same command again, it goes on where it stopped"
+    raise InputError(f"{server.base_url} gave no answer in {server.tries} tries ({problem}); {remedy}.")
 
 
 def _ask_once(server: Server, picture: str, prompt: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ullsam.data.io import append_line, read_lines, write_atomic
+from ullsam.data.io import append_line, need, read_lines, write_atomic
 from ullsam.errors import InputError, reason
 from ullsam.files import write_json
 
@@ -45,10 +45,7 @@ class ShardStream:
 
     def __init__(self, shards: str | list[str]):
         self.shards = shards
-        try:
-            import datasets
-        except ImportError as error:
-            raise InputError('datasets is needed to stream image-text pairs; pip install "ullsam[full]".') from error
+        datasets = need("datasets", "stream image-text pairs")
         text = datasets.Value("string")
         facts = {name: text for name in ("image_panel_type", "article_accession_id", "article_license")}
         facts |= {name: datasets.List(text) for name in ("image_primary_label", "image_secondary_label")}
@@ -68,10 +65,8 @@ class ShardStream:
         except Exception as error:  # datasets and the hub raise many kinds
             shards = self.shards if isinstance(self.shards, str) else ", ".join(self.shards)
             remedy = "accept the terms on the dataset's page, run `hf auth login`," if "://" in shards else "get them again"
-            raise InputError(
-                f"{shards} could not be read ({reason(error)}); {remedy} and run the same command again: it "
-                "goes on where it stopped."
-            ) from error
+            again = "and run the same command again: it goes on where it stopped"
+            raise InputError(f"{shards} could not be read ({reason(error)}); {remedy} {again}.") from error
 
 
 def save_pairs(
@@ -80,14 +75,11 @@ def save_pairs(
     """Writes the microscopy pairs of a stream as images/ and captions.jsonl, a folder for `ullsam.data.pairs.Pairs`.
 
     A folder that holds a part of them already is filled up: a `ShardStream` goes on where it was, and keys that are there
-    are passed over.
+    are passed over. Returns the number of pairs in the folder.
 
     Args:
         samples: with __key__, jpg (bytes, or {"bytes": ...}), txt and json; folder: made if it is missing;
             most: where to stop; say: gets a line every 1000 pairs; every: samples after which the position is noted.
-
-    Returns:
-        The number of pairs in the folder.
 
     Raises:
         InputError: the stream cannot be read, or has no such pair, or the disk is full.

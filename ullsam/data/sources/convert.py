@@ -18,6 +18,7 @@ from ullsam.errors import InputError, reason
 from ullsam.files import whole_folder, write_json
 
 MIN_AREA = 12  # pixels of the written mask; smaller pieces are left out
+SIDE = 1024  # pixels; images with a longer side are made smaller
 CARVED = {"val": 0.1, "test": 0.15}  # fraction of images that a split gets where the dataset has none
 
 
@@ -46,23 +47,14 @@ def one_per_mask(image: np.ndarray, masks: Iterable[Path]) -> np.ndarray:
 
 
 def prepare(
-    items: Sequence[Item],
-    folder: Path,
-    meta: dict,
-    most: dict[str, int],
-    seed: int = 0,
-    side: int = 1024,
-    work: Path | None = None,
+    items: Sequence[Item], folder: Path, meta: dict, most: dict[str, int], seed: int = 0, work: Path | None = None
 ) -> tuple[dict[str, int], list[str]]:
     """Samples a dataset by split and writes it as a corpus in one step: it is there as a whole, or not at all.
 
     Args:
-        items: all images of the dataset.
-        folder: becomes the corpus; it must not exist.
-        meta: facts for meta.json.
+        items: all images of the dataset; folder: becomes the corpus, it must not exist; meta: facts for meta.json.
         most: the splits and the most images of each; a single "ood" split takes everything.
         seed: of the split and of the sample.
-        side: images with a longer side are made smaller, in pixels.
         work: where files are before they are complete, on the same disk (default: beside `folder`).
 
     Returns:
@@ -79,7 +71,7 @@ def prepare(
             order, wanted = list(rng.permutation(len(members))), most[name]
             while order and wanted:  # some turn out to be empty: more rounds, each in the order of the files
                 now, order = sorted(order[:wanted]), order[wanted:]
-                wanted -= sum(writer.add(members[i], name, f"{len(writer.rows):05d}.png", side) for i in now)
+                wanted -= sum(writer.add(members[i], name, f"{len(writer.rows):05d}.png", SIDE) for i in now)
 
     return write_corpus(folder, meta | {"seed": seed}, fill, work)
 
@@ -117,13 +109,9 @@ class Writer:
         self.folder, self.rows, self.skipped = folder, [], []
 
     def add(self, item: Item, split: str, file: str, side: int | None = None) -> bool:
-        """Writes one image and its mask.
+        """Writes one image and its mask; False where it has no instance or cannot be read, which is noted in `skipped`.
 
-        Args:
-            side: makes a square of at most this many pixels and renumbers the instances; None: they are as they should be.
-
-        Returns:
-            False where the image has no instance or cannot be read; the latter is noted in `skipped`.
+        `side` makes a square of at most this many pixels and renumbers the instances; None: they are as they should be.
         """
         try:
             image, labels = item.load()
@@ -153,10 +141,10 @@ def square(image: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray
     Returns:
         uint8 (S, S, 3) and int32 (S, S) with connected pieces as 1..n.
     """
-    size = min(side, max(labels.shape))
+    longest = max(labels.shape)
+    size = min(side, longest)
     image, _ = to_square(image, size)
-    padded = np.zeros((max(labels.shape),) * 2, np.int32)
-    padded[: labels.shape[0], : labels.shape[1]] = labels
+    padded = np.pad(labels.astype(np.int32), [(0, longest - n) for n in labels.shape])
     if size < len(padded):
         padded = cv2.resize(padded, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     return image, instances(padded)

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pooch
@@ -53,10 +53,13 @@ class Dataset:
     files: tuple[Remote, ...] = ()
     manual: str = ""  # how to get it by hand, where it needs an account or a person; {folder} is where it goes
     warning: str = ""
+    # what fetches it where that is installed: module of torch_em.data.datasets, its function, the function's arguments for
+    # each part of the set by the part's folder, and the package that the function needs (kaggle: an account's token, too)
+    torch_em: dict = field(default_factory=dict)
 
     def meta(self) -> dict:
         """The facts for a corpus's meta.json."""
-        return {key: value for key, value in asdict(self).items() if key not in ("files", "manual") and value}
+        return {key: value for key, value in asdict(self).items() if key not in ("files", "manual", "torch_em") and value}
 
 
 DATASETS: dict[str, Dataset] = {
@@ -73,22 +76,14 @@ def quota(dataset: Dataset) -> dict[str, int]:
 
 
 def find(name: str) -> Dataset:
-    """The row of this name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The row of this name; an InputError where there is none."""
     if name not in DATASETS:
         raise InputError(f"There is no dataset {name!r}; choose one of {', '.join(DATASETS)}.")
     return DATASETS[name]
 
 
 def fetch(dataset: Dataset, folder: Path) -> None:
-    """Brings a dataset's original files into a folder, unpacked; what a person put there is used, too.
-
-    Raises:
-        InputError: a download or an archive fails.
-    """
+    """Brings a dataset's original files into a folder, unpacked; what a person put there is used, too."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,16 +101,18 @@ def fetch(dataset: Dataset, folder: Path) -> None:
         except (zipfile.BadZipFile, EOFError) as error:
             raise InputError(f"{archive} is damaged ({error}); delete it and run the same command again.") from error
         except OSError as error:
-            raise InputError(
-                f"{archive} could not be unpacked ({error.strerror}); free some space and try again."
-            ) from error
+            text = f"{archive} could not be unpacked ({error.strerror}); free some space and try again."
+            raise InputError(text) from error
 
 
+@dataclass
 class ResumingDownloader:
     """A downloader for pooch that keeps what it has got in `part` and asks the server for the rest only."""
 
-    def __init__(self, part: Path, verify: bool = True, tries: int = 4, timeout: float = 60.0):
-        self.part, self.verify, self.tries, self.timeout = part, verify, tries, timeout
+    part: Path
+    verify: bool = True
+    tries: int = 4
+    timeout: float = 60.0  # seconds
 
     def __call__(self, url: str, output_file, pooch_object, check_only: bool = False) -> None:
         for left in reversed(range(self.tries)):
@@ -146,9 +143,6 @@ def download(remote: Remote, folder: Path) -> Path:
     Args:
         remote: its address and sha256; folder: where it goes, made if it is missing.
 
-    Returns:
-        Its path.
-
     Raises:
         InputError: no connection, another content than expected, or a full disk; what came stays for the next try.
     """
@@ -158,7 +152,7 @@ def download(remote: Remote, folder: Path) -> Path:
         return path
     downloader = ResumingDownloader(path.with_name(f".{path.name}.part"), remote.verify)
     known = remote.sha256 and f"sha256:{remote.sha256}"
-    hint = f"or download it yourself to {path}"
+    again, hint = "run the same command again", f"or download it yourself to {path}"
     try:
         return Path(pooch.retrieve(remote.url, known, path.name, path.parent, downloader=downloader))
     except requests.RequestException as error:
@@ -169,57 +163,34 @@ def download(remote: Remote, folder: Path) -> Path:
             why = "its certificate is not valid"
         elif isinstance(error, requests.ConnectionError):  # what requests says of it is a page of its insides
             why = "no connection"
-        raise InputError(
-            f"{remote.url} could not be downloaded ({why}); run the same command again, it goes on where it stopped, {hint}."
-        ) from error
+        text = f"{remote.url} could not be downloaded ({why}); {again}, it goes on where it stopped, {hint}."
+        raise InputError(text) from error
     except ValueError as error:
-        raise InputError(
-            f"{remote.url} gave another file than expected (its sha256 differs); run the same command again, {hint}."
-        ) from error
+        text = f"{remote.url} gave another file than expected (its sha256 differs); {again}, {hint}."
+        raise InputError(text) from error
     except OSError as error:
-        raise InputError(
-            f"{path} could not be written ({error.strerror}); free some space and run the same command again."
-        ) from error
-
-
-# dataset -> module of torch_em.data.datasets, its function, the arguments for each part of the set by the part's folder, and
-# the package that the function needs (kaggle needs an account's token, too)
-TORCH_EM = {
-    "plantseg": (
-        "light_microscopy.plantseg",
-        "get_plantseg_data",
-        {f"{n}/{s}": {"name": n, "split": s} for n in ("root", "ovules") for s in ("train", "val", "test")},
-        "torch_em",
-    ),
-    "nucmm": ("electron_microscopy.nuc_mm", "get_nuc_mm_data", {"gdrive": {"sample": "mouse"}}, "gdown"),
-    "glas": ("histopathology.glas", "get_glas_data", {"kaggle": {"split": "test"}}, "kaggle"),
-    "consep": ("histopathology.consep", "get_consep_data", {"kaggle": {}}, "kaggle"),
-}
+        raise InputError(f"{path} could not be written ({error.strerror}); free some space and {again}.") from error
 
 
 def fetch_with_torch_em(dataset: Dataset, folder: Path) -> bool:
     """Lets torch-em fetch a set into `folder`/torch_em; False where it or what it needs is not installed.
 
     Parts that are whole wait in a folder beside `folder` until all are there, so that no reader sees half of a set.
-
-    Raises:
-        InputError: torch-em could not fetch it.
     """
-    module, function, parts, needs = TORCH_EM.get(dataset.name, ("", "", {}, ""))
-    if not parts or not all(importlib.util.find_spec(name) for name in ("torch_em", needs)):
+    how = dataset.torch_em
+    if not how or not all(importlib.util.find_spec(name) for name in ("torch_em", how["needs"])):
         return False
     waiting = folder.with_name(f".{folder.name}.fetching")
     try:
-        get = getattr(importlib.import_module(f"torch_em.data.datasets.{module}"), function)
-        for part, arguments in parts.items():
+        get = getattr(importlib.import_module(f"torch_em.data.datasets.{how['module']}"), how["function"])
+        for part, arguments in how["parts"].items():
             if not (waiting / part).is_dir():
                 with whole_folder(waiting / part) as target:
                     get(str(target), **arguments, download=True)
         os.replace(waiting, folder / "torch_em")
     except (Exception, SystemExit) as error:  # whatever torch-em, gdown or kaggle raise
-        raise InputError(
-            f"{dataset.name} could not be fetched by torch-em ({reason(error)[:200]}); {by_hand(dataset, folder)}"
-        ) from error
+        why = reason(error)[:200]
+        raise InputError(f"{dataset.name} could not be fetched by torch-em ({why}); {by_hand(dataset, folder)}") from error
     return True
 
 

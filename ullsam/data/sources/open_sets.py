@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from ullsam.data.sources.convert import Item, instances, one_per_mask
 from ullsam.data.sources.fetch import Dataset, Remote
 from ullsam.errors import InputError
 
-Arrays = tuple[np.ndarray, np.ndarray]
 VNC_CELL = (191, 223, 255)  # mitochondria, synapse, intracellular
 FACTS = {row["name"]: row for row in json.loads(Path(__file__).with_name("open.json").read_text(encoding="utf-8"))}
 
@@ -50,25 +50,29 @@ def open_dataset(name: str) -> tuple[Dataset, dict]:
 
 
 def read_open(name: str, root: Path) -> list[tuple[str, Item]]:
-    """File name and item of every image of an open set, from its unpacked repository.
-
-    Raises:
-        InputError: the repository lacks an image.
-    """
+    """File name and item of every image of an open set, from its unpacked repository."""
     with Path(__file__).with_name("open_images.csv").open(encoding="utf-8", newline="") as table:
         rows = [row for row in csv.DictReader(table) if row["dataset"] == name]
-    load = partial(_read, Files(root), *RULES[name])
+    load = partial(_read, Files(root), RULES[name])
     return [(row["file"], Item(row["source_id"], row["split"], row["note"], partial(load, row))) for row in rows]
 
 
-def _read(files: Files, find: Callable, make: Callable, row: dict) -> Arrays:
+def _read(files: Files, rule: Rule, row: dict) -> tuple[np.ndarray, np.ndarray]:
     """The finished crop of a row of open_images.csv and its mask.
 
     A note such as "testA_1 y6x215" names the crop's upper left corner, one such as "scale=0.5" a smaller image; without
     either it is the whole image.
     """
-    image, labels = find(files, row)
-    note, size = row["note"], (int(row["height"]), int(row["width"]))
+    note, size, own = row["note"], (int(row["height"]), int(row["width"])), row["source_id"].split("/", 1)[1]
+    words = {"id": own, "note": note, "first": note.split(" ")[0], "start": own if note.startswith("y") else note}
+    words = {key: re.escape(text) for key, text in words.items()} | {"folder": own.replace("_", "/"), "z": own[-2:]}
+    path = files.one(rule.image.format(**words))
+    pattern = rule.masks.format(**words, beside=re.escape(path.parent.relative_to(files.root).as_posix()))
+    image = read_image(path) if rule.colour else _grey(read_image(path))
+    labels = rule.ids(files.one(pattern)) if rule.ids else one_per_mask(image, files.all(pattern))
+    if rule.stretch:  # to 8 bits from the 0.3rd to the 99.8th percentile of the whole image
+        low, high = np.percentile(image, (0.3, 99.8))
+        image = np.rint(np.clip((image - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
     if not note.startswith("scale="):
         corner = re.search(r"\by(\d+)x(\d+)$", note)
         y, x = (int(corner[1]), int(corner[2])) if corner else (0, 0)
@@ -78,7 +82,7 @@ def _read(files: Files, find: Callable, make: Callable, row: dict) -> Arrays:
     elif image.shape[:2] != size:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
         labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return to_rgb8(image, note), make(labels)
+    return to_rgb8(image, note), instances(labels, rule.min_area, rule.connectivity)
 
 
 class Files:
@@ -96,70 +100,9 @@ class Files:
     def one(self, pattern: str) -> Path:
         """The first of them; an InputError where there is none."""
         if not (found := self.all(pattern)):
-            raise InputError(
-                f"{self.root} has no file that ends with {pattern}; delete the folder and run the same command again."
-            )
+            remedy = "delete the folder and run the same command again"
+            raise InputError(f"{self.root} has no file that ends with {pattern}; {remedy}.")
         return found[0]
-
-
-# ---------------------------------------------------------------- where image and mask of a row are
-
-
-def _id(row: dict) -> str:
-    return re.escape(row["source_id"].split("/", 1)[1])
-
-
-def _axons(files: Files, row: dict) -> Arrays:
-    image = files.one(rf"/micr/{_id(row)}\.(?:png|tif)")
-    return _grey(read_image(image)), _grey(read_image(files.one(rf"/{_id(row)}_seg-axon-manual\.png"))) > 127
-
-
-def _bbbc039(files: Files, row: dict) -> Arrays:
-    image, mask = files.one(rf"/images/{_id(row)}_.*\.tif"), read_image(files.one(rf"/masks/{_id(row)}_.*\.png"))
-    return _stretch(read_image(image)), (mask if mask.ndim == 2 else mask[..., 0]).astype(np.int32)
-
-
-def _dsb(files: Files, row: dict, stretch: bool = False, colour: bool = False) -> Arrays:
-    start = _id(row) if row["note"].startswith("y") else row["note"]
-    image = read_image(files.one(rf"/stage1_train/{start}[0-9a-f]*/images/[^/]*\.png"))[..., :3]
-    labels = one_per_mask(image, files.all(rf"/stage1_train/{start}[0-9a-f]*/masks/[^/]*\.png"))
-    image = image if colour else _grey(image)
-    return _stretch(image) if stretch else image, labels
-
-
-def _emps(files: Files, row: dict) -> Arrays:
-    return _grey(read_image(files.one(rf"/images/{_id(row)}\.png"))), read_labels(files.one(rf"/segmaps/{_id(row)}\.png"))
-
-
-def _usiigaci(files: Files, row: dict) -> Arrays:
-    part, number = row["source_id"].split("/")[1].split("_")
-    folder = rf"/Mask R-CNN/{part}/{number}"
-    image = read_image(files.one(rf"{folder}/raw\.tif"))
-    return _stretch(_grey(image)), read_labels(files.one(rf"{folder}/instances_ids\.png"))
-
-
-def _vnc(files: Files, row: dict, mitochondria: bool) -> Arrays:
-    z = int(row["source_id"].rsplit("z", 1)[1])
-    image = _grey(read_image(files.one(rf"/stack1/raw/{z:02d}\.tif")))
-    if mitochondria:
-        return image, _grey(read_image(files.one(rf"/stack1/mitochondria/{z:02d}\.png"))) > 0
-    return image, np.isin(_grey(read_image(files.one(rf"/stack1/labels/labels{z:08d}\.png"))), VNC_CELL)
-
-
-def _busi(files: Files, row: dict) -> Arrays:
-    image = _grey(read_image(files.one(rf"/images/{_id(row)}\.png")))
-    return image, one_per_mask(image, files.all(rf"/mask/{_id(row)}_mask[_0-9]*\.png"))
-
-
-def _glas(files: Files, row: dict) -> Arrays:
-    name = row["note"].split(" ")[0]
-    return read_image(files.one(rf"/GlaS/{name}\.bmp")), read_labels(files.one(rf"/GlaS/{name}_anno\.bmp"))
-
-
-def _superalloy(files: Files, row: dict) -> Arrays:
-    image = files.one(rf"/Super[12]/[^/]*/{re.escape(row['note'])}\.tif")
-    mask = read_image(image.parent.with_name(f"{image.parent.name}_annot") / f"{image.stem}_mask.tif")
-    return _grey(read_image(image)), (mask[..., 0] > 127) + 2 * (mask[..., 2] > 127).astype(np.int32)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -167,24 +110,55 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY)
 
 
-def _stretch(image: np.ndarray) -> np.ndarray:
-    """8 bits from the 0.3rd to the 99.8th percentile of the whole image."""
-    low, high = np.percentile(image, (0.3, 99.8))
-    return np.rint(np.clip((image - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+def _brighter(path: Path, level: int) -> np.ndarray:
+    return _grey(read_image(path)) > level
 
 
-# set -> how image and mask of a row are found, and how a crop's instances are made of the mask
+def _first_channel(path: Path) -> np.ndarray:
+    mask = read_image(path)
+    return (mask if mask.ndim == 2 else mask[..., 0]).astype(np.int32)
+
+
+def _vnc_cells(path: Path) -> np.ndarray:
+    return np.isin(_grey(read_image(path)), VNC_CELL)
+
+
+def _two_colours(path: Path) -> np.ndarray:
+    mask = read_image(path)
+    return (mask[..., 0] > 127) + 2 * (mask[..., 2] > 127).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How image and mask of a row are found and read, and how a crop's instances are made of the mask.
+
+    The two expressions may name the row's {id}, its {note}, the {first} word of that, the {start} of a name in the DSB, a
+    {folder} or slice {z} made of the id, and for masks the folder {beside} which they lie, the image's.
+    """
+
+    image: str  # regular expression for the end of the path
+    masks: str
+    ids: Callable[[Path], np.ndarray] | None = None  # of a mask file; None: one file for each instance
+    min_area: int = 12  # pixels of a crop; smaller pieces are left out
+    connectivity: int = 2  # 1 joins 4 neighbours, 2 joins 8
+    colour: bool = False
+    stretch: bool = False
+
+
+DSB = (r"/stage1_train/{start}[0-9a-f]*/images/[^/]*\.png", r"/stage1_train/{start}[0-9a-f]*/masks/[^/]*\.png")
+USIIGACI = (r"/Mask R-CNN/{folder}/raw\.tif", r"/Mask R-CNN/{folder}/instances_ids\.png")
+VNC = r"/stack1/raw/{z}\.tif"
 RULES = {
-    "axondeepseg_sem": (_axons, partial(instances, min_area=20)),
-    "bbbc039_u2os_nuclei": (_bbbc039, partial(instances, min_area=30)),
-    "dsb2018_brightfield_smear": (_dsb, partial(instances, connectivity=2, min_area=12)),
-    "dsb2018_fluorescence": (partial(_dsb, stretch=True), partial(instances, connectivity=2, min_area=12)),
-    "emps_particles_em": (_emps, partial(instances, connectivity=2, min_area=12)),
-    "usiigaci_phase_contrast": (_usiigaci, partial(instances, connectivity=2, min_area=30)),
-    "vnc_mitochondria": (partial(_vnc, mitochondria=True), partial(instances, min_area=60)),
-    "vnc_neurites": (partial(_vnc, mitochondria=False), partial(instances, min_area=150)),
-    "busi_ultrasound": (_busi, partial(instances, connectivity=2, min_area=1)),
-    "dsb2018_stained_tissue": (partial(_dsb, colour=True), partial(instances, connectivity=2, min_area=12)),
-    "glas_glands": (_glas, partial(instances, connectivity=2, min_area=1)),
-    "nasa_superalloy_sem": (_superalloy, partial(instances, min_area=15)),
+    "axondeepseg_sem": Rule(r"/micr/{id}\.(?:png|tif)", r"/{id}_seg-axon-manual\.png", partial(_brighter, level=127), 20, 1),
+    "bbbc039_u2os_nuclei": Rule(r"/images/{id}_.*\.tif", r"/masks/{id}_.*\.png", _first_channel, 30, 1, stretch=True),
+    "dsb2018_brightfield_smear": Rule(*DSB),
+    "dsb2018_fluorescence": Rule(*DSB, stretch=True),
+    "emps_particles_em": Rule(r"/images/{id}\.png", r"/segmaps/{id}\.png", read_labels),
+    "usiigaci_phase_contrast": Rule(*USIIGACI, read_labels, 30, stretch=True),
+    "vnc_mitochondria": Rule(VNC, r"/stack1/mitochondria/{z}\.png", partial(_brighter, level=0), 60, 1),
+    "vnc_neurites": Rule(VNC, r"/stack1/labels/labels000000{z}\.png", _vnc_cells, 150, 1),
+    "busi_ultrasound": Rule(r"/images/{id}\.png", r"/mask/{id}_mask[_0-9]*\.png", min_area=1),
+    "dsb2018_stained_tissue": Rule(*DSB, colour=True),
+    "glas_glands": Rule(r"/GlaS/{first}\.bmp", r"/GlaS/{first}_anno\.bmp", read_labels, 1, colour=True),
+    "nasa_superalloy_sem": Rule(r"/Super[12]/[^/]*/{note}\.tif", r"{beside}_annot/{note}_mask\.tif", _two_colours, 15, 1),
 }

@@ -15,11 +15,7 @@ GROUPS = ("all", "in_domain", "out_of_domain", "open")
 
 
 def names(word: str) -> list[str]:
-    """The datasets that a word of the command line means: a name, or one of `GROUPS`.
-
-    Raises:
-        InputError: neither.
-    """
+    """The datasets that a word of the command line means: a name, or one of `GROUPS`; an InputError where it is neither."""
     if word == "open":
         return open_names()
     if word in GROUPS:
@@ -28,15 +24,14 @@ def names(word: str) -> list[str]:
 
 
 def prepare_dataset(name: str, out: Path, seed: int = 0, say: Callable[[str], None] = print) -> Path:
-    """Makes `out`/ROLE/NAME of one dataset, from files that it fetches or that lie in `out`/downloads/NAME.
+    """Makes and returns `out`/ROLE/NAME of one dataset, from files that it fetches or that lie in `out`/downloads/NAME.
+
+    If the folder is there already, nothing is done.
 
     Args:
         name: of the paper's table or of an open set; out: the folder of all datasets, the one that ULLSAM_DATA names.
         seed: of the split and the sample; an open set has a fixed list of images.
         say: gets the licence, the citation and what was made.
-
-    Returns:
-        The corpus's folder; if it is there already, nothing is done.
 
     Raises:
         InputError: unknown name, a download fails, or a person has to get the files.
@@ -78,10 +73,8 @@ def _read_items(dataset: Dataset, downloads: Path) -> list[Item]:
     except InputError:
         raise
     except Exception as error:  # the libraries of the formats raise many kinds where a file is damaged
-        raise InputError(
-            f"A file of {dataset.title} in {downloads} cannot be read ({reason(error)}); delete it and run the "
-            "same command again."
-        ) from error
+        text = f"A file of {dataset.title} in {downloads} cannot be read ({reason(error)})"
+        raise InputError(f"{text}; delete it and run the same command again.") from error
     if not items:
         raise InputError(f"{dataset.title} is not in {downloads}: {by_hand(dataset, downloads)}")
     return items

@@ -6,7 +6,6 @@ the extra `full`; an item of a volume is a slice.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ullsam.data.io import read_image, renumbered
+from ullsam.data.io import need, read_image, renumbered
 from ullsam.data.sources.convert import Item, one_per_mask, read_pair
 from ullsam.errors import InputError
 from ullsam.files import whole
@@ -58,11 +57,7 @@ def _pairs(
 
 def deepbacs(root: Path) -> list[Item]:
     """training/ and test/ with source/ and target/, tif files of equal names."""
-
-    def split(mask: Path) -> str:
-        return "test" if mask.parent.parent.name == "test" else "train"
-
-    return _pairs(root.rglob("target/*.tif"), "source", split=split)
+    return _pairs(root.rglob("target/*.tif"), "source", split=lambda mask: "test" if mask.parts[-3] == "test" else "train")
 
 
 def neurips_cellseg(root: Path) -> list[Item]:
@@ -72,7 +67,7 @@ def neurips_cellseg(root: Path) -> list[Item]:
         parts = mask.relative_to(root).parts
         return "val" if "Tuning" in parts else "test" if "Testing" in parts else "train"
 
-    masks = [m for m in root.rglob("labels/*_label.*") if "Hidden" not in m.parts and "__MACOSX" not in m.parts]
+    masks = [m for m in root.rglob("labels/*_label.*") if not {"Hidden", "__MACOSX"} & set(m.parts)]
     return _pairs(masks, "images", ("_label", ""), split)
 
 
@@ -111,8 +106,7 @@ def tissuenet(root: Path) -> list[Item]:
 
     def read(path: Path, index: int) -> Arrays:
         images, labels = opened(path)
-        nuclei, cells = np.moveaxis(np.asarray(images[index]), -1, 0)
-        return np.stack([cells, nuclei], axis=-1), np.asarray(labels[index, ..., 0]).astype(np.int32)
+        return np.asarray(images[index, ..., ::-1]), np.asarray(labels[index, ..., 0]).astype(np.int32)  # cells first
 
     return [
         Item(f"{split}/{i}", split, f"{path.name} {i}", partial(read, path, i))
@@ -217,14 +211,6 @@ def busi(root: Path) -> list[Item]:
 # ---------------------------------------------------------------- volumes and other arrays in HDF5, N5 and NIfTI
 
 
-def _need(module: str):
-    """A library of the extra `full`; an InputError where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f'{module} is needed to read this dataset; pip install "ullsam[full]".') from error
-
-
 def _slices(
     paths: Iterable[Path], opener: Callable[[Path], Arrays], source: Callable[[Path], str], split=None, clean=None
 ) -> list[Item]:
@@ -253,16 +239,15 @@ def _small_ids(ids: np.ndarray) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _h5(path: Path, raw: str, labels: str, labels_path: Path | None = None) -> Arrays:
+def _h5(path: Path, raw: str, labels: str, labels_path: Path | None = None, library: str = "h5py") -> Arrays:
     """Two arrays of a file, or of two files."""
-    open_file, labels_path = _need("h5py").File, labels_path or path
-    return _array(open_file(path, "r"), raw, path), _array(open_file(labels_path, "r"), labels, labels_path)
-
-
-def _array(file, key: str, path: Path):
-    if key not in file:
-        raise InputError(f"{path} has no array {key}; it is not the expected file, delete it and download it again.")
-    return file[key]
+    arrays = []
+    for source, key in ((path, raw), (labels_path or path, labels)):
+        file = need(library, "read this dataset").File(str(source), "r")
+        if key not in file:
+            raise InputError(f"{source} has no array {key}; it is not the expected file, delete it and download it again.")
+        arrays.append(file[key])
+    return tuple(arrays)
 
 
 def _h5_images(root: Path, pattern: str, raw: str, labels: str) -> list[Item]:
@@ -291,31 +276,23 @@ def plantseg(root: Path) -> list[Item]:
     volumes = [path for path in root.rglob("*.h5") if path.parent.name.split("_")[0] in ("root", "ovules")]
     paths = [path for path in volumes if not (path.parent.name == "root_train" and path.stem in PLANT_COPIES)]
 
-    def source(path: Path) -> str:
-        return re.sub(r"_[tT]\d+.*", "", path.stem)
-
-    def split(path: Path) -> str:
-        return path.parent.name.split("_")[1]
-
     def cells(ids: np.ndarray, path: Path) -> np.ndarray:
         """Without what lies outside the tissue: its id in the root volumes, and whatever is too large for a cell."""
         outside = np.bincount(ids.ravel(), minlength=PLANT_BACKGROUND + 1) > PLANT_LARGEST * ids.size
         outside[PLANT_BACKGROUND] |= path.parent.name.startswith("root")
         return np.where(outside[ids], 0, ids)
 
-    return _slices(paths, partial(_h5, raw="raw", labels="label"), source, split, cells)
+    opener, movie = partial(_h5, raw="raw", labels="label"), re.compile(r"_[tT]\d+.*")
+    return _slices(paths, opener, lambda p: movie.sub("", p.stem), lambda p: p.parent.name.split("_")[1], cells)
 
 
 def platynereis(root: Path) -> list[Item]:
     """train_data_membrane_NN.n5 (cells), train_data_nuclei_NN.h5 and train_data_cilia_NN.h5."""
 
-    def n5(path: Path) -> Arrays:
-        file = _need("z5py").File(str(path), "r")
-        return _array(file, "volumes/raw/s1", path), _array(file, "volumes/labels/segmentation/s1", path)
-
     def cells(ids: np.ndarray, path: Path) -> np.ndarray:
         return np.where(np.isin(ids, PLATYNEREIS_NO_CELL.get(int(path.stem[-2:]), ())), 0, ids)
 
+    n5 = partial(_h5, raw="volumes/raw/s1", labels="volumes/labels/segmentation/s1", library="z5py")
     nuclei = partial(_h5, raw="volumes/raw", labels="volumes/labels/nucleus_instance_labels")
     cilia = partial(_h5, raw="volumes/raw", labels="volumes/labels/segmentation")
     parts = (("membrane_*.n5", n5, cells), ("nuclei_*.h5", nuclei, None), ("cilia_*.h5", cilia, None))
@@ -333,7 +310,7 @@ def uro_cell(root: Path) -> list[Item]:
         return path.parent.parent / "mito" / "instance" / path.name
 
     def nifti(path: Path) -> Arrays:
-        load = _need("nibabel").load
+        load = need("nibabel", "read this dataset").load
         return np.asarray(load(path).dataobj), np.asarray(load(labels_of(path)).dataobj)
 
     paths = [path for path in root.rglob("data/*.nii.gz") if labels_of(path).is_file()]
@@ -347,9 +324,8 @@ def nucmm(root: Path) -> list[Item]:
         images = sorted(folder.glob("*.h5"))
         masks = sorted((folder.parent.parent / "Label" / folder.name).glob("*.h5"))
         if len(images) != len(masks):
-            raise InputError(
-                f"{folder} has {len(images)} volumes but {len(masks)} label volumes; download the missing ones."
-            )
+            counts = f"{len(images)} volumes but {len(masks)} label volumes"
+            raise InputError(f"{folder} has {counts}; download the missing ones.")
         for image, mask in zip(images, masks, strict=True):
             items += _slices([image], partial(_h5, raw="main", labels="main", labels_path=mask), lambda path: path.stem)
     return items

@@ -29,18 +29,13 @@ class Style:
     meta: dict
 
 
-def _read_styles(path: Path) -> dict[str, Style]:
-    """All styles by name; a painter is a function of scenes.py."""
-    styles = {}
-    with path.open(encoding="utf-8", newline="") as rows:
-        for row in csv.DictReader(rows):
-            facts = {key: row[key] for key in ("domain", "modality", "specimen", "structure", "description")}
-            meta = {"name": f"synthetic_{row['name']}", **facts, "synthetic": True}
-            styles[row["name"]] = Style(getattr(scenes, row["painter"]), meta)
-    return styles
-
-
-STYLES = _read_styles(Path(__file__).with_name("styles.csv"))
+with Path(__file__).with_name("styles.csv").open(encoding="utf-8", newline="") as rows:
+    STYLES = {
+        row["name"]: Style(
+            getattr(scenes, row.pop("painter")), row | {"name": f"synthetic_{row['name']}", "synthetic": True}
+        )
+        for row in csv.DictReader(rows)
+    }
 PICTURES = {name: style for name, style in STYLES.items() if style.meta["domain"] != "drawing"}  # imitate real images
 
 
@@ -55,9 +50,6 @@ def generate(style: str, seed: int, size: int = 256) -> Sample:
     Returns:
         Sample with image uint8 (S, S, 3) and labels int32 (S, S): 0 background, instances 1..n (n > 0),
         each one 4-connected piece of at least 12 pixels; meta is a copy of the style's.
-
-    Raises:
-        InputError: the style is unknown, the seed negative or the size too small.
     """
     if style not in STYLES:
         raise InputError(f"there is no synthetic style {style!r}; use one of {', '.join(STYLES)}.")

@@ -103,13 +103,7 @@ class Pen:
         return placed[:n, :2], placed[:n, 2]
 
     def outlines(
-        self,
-        centres: np.ndarray,
-        radii: np.ndarray,
-        longest: float = 1.0,
-        rough: float = 0.1,
-        waves: int = 4,
-        power: float = 2.0,
+        self, centres: np.ndarray, radii: np.ndarray, longest: float, rough: float, waves: int = 4, power: float = 2.0
     ) -> np.ndarray:
         """Closed outlines (n, 72, 2): ellipses (power 2) to squares (6 and more) with random radial waves.
 
@@ -162,13 +156,8 @@ class Pen:
         grid, shift = np.arange(self.size, dtype=np.float32), np.zeros((2, self.size, self.size), np.float32)
         for wave, cell in ((self.pick(1, 4), self.pick(10, 18)), (self.pick(3, 9), self.pick(30, 50))):
             shift += wave * self.unit * np.stack((self.clouds(cell), self.clouds(cell)))
-        ids = cv2.remap(
-            ids.astype(np.float32),
-            shift[0] + grid,
-            shift[1] + grid[:, None],
-            cv2.INTER_NEAREST,
-            borderMode=cv2.BORDER_REFLECT,
-        ).astype(np.int32)
+        x, y, nearest = shift[0] + grid, shift[1] + grid[:, None], cv2.INTER_NEAREST
+        ids = cv2.remap(ids.astype(np.float32), x, y, nearest, borderMode=cv2.BORDER_REFLECT).astype(np.int32)
         return ids, depth(ids)
 
 

@@ -5,6 +5,7 @@ that do not go through a method of the pen.
 """
 
 import math
+from functools import partial
 
 import cv2
 import numpy as np
@@ -49,14 +50,6 @@ def phase_contrast(pen: Pen) -> Scene:
     return pen.camera(image, pen.pick(0.4, 1.1), pen.pick(0.005, 0.03), 0, 0.2), labels
 
 
-def _sheet(pen: Pen, outline: np.ndarray) -> np.ndarray:
-    """One filled outline (72, 2) as float32 (S, S): 1 inside, a little more on its edge."""
-    sheet = np.zeros((pen.size, pen.size), np.float32)
-    cv2.fillPoly(sheet, [pixels(outline)], 1)
-    cv2.polylines(sheet, [pixels(outline)], True, 1.25, max(1, round(pen.unit)))
-    return sheet
-
-
 def smear(pen: Pen) -> Scene:
     """Small dark nuclei in wide pale cytoplasm that overlaps like thin glass, on a bright ground."""
     centres, radii = pen.scatter(pen.sizes(45, 170, (0.15, 1.2), 30), pen.pick(0.5, 0.9))
@@ -68,7 +61,10 @@ def smear(pen: Pen) -> Scene:
     texture = pen.pick(0.01, 0.08) * pen.grain(pen.pick(0.8, 2.5))
     image = np.full((pen.size, pen.size), pen.pick(0.78, 0.95), np.float32)
     for outline in sheets:
-        image *= 1 - _sheet(pen, outline) * (1 - pen.pick(0.65, 0.93) - texture)
+        sheet = np.zeros_like(image)  # 1 inside, a little more on its edge
+        cv2.fillPoly(sheet, [pixels(outline)], 1)
+        cv2.polylines(sheet, [pixels(outline)], True, 1.25, max(1, round(pen.unit)))
+        image *= 1 - sheet * (1 - pen.pick(0.65, 0.93) - texture)
     dark = pen.values(labels, 1 - pen.pick(0.25, 0.6), 0.8)  # the fraction of the light each nucleus takes
     image *= 1 - pen.blur(dark, 0.7) + (labels > 0) * texture
     image *= 1 - 0.5 * pen.blur(pen.grain(1.2) > pen.pick(3.0, 4.0), 0.6)
@@ -163,14 +159,9 @@ def _axons(pen: Pen, inside: tuple, myelin: tuple, ground: tuple) -> Scene:
     return pen.camera(image, pen.pick(0.6, 1.6), pen.pick(0.02, 0.08), 0, 0.2), labels
 
 
-def sem_axons(pen: Pen) -> Scene:
-    """Dark axons in bright myelin rings."""
-    return _axons(pen, inside=(0.05, 0.3), myelin=(0.6, 0.95), ground=(0.08, 0.5))
-
-
-def tem_axons(pen: Pen) -> Scene:
-    """Light axons in dark myelin rings."""
-    return _axons(pen, inside=(0.6, 0.85), myelin=(0.05, 0.25), ground=(0.4, 0.7))
+# dark axons in bright rings, and light axons in dark rings
+sem_axons = partial(_axons, inside=(0.05, 0.3), myelin=(0.6, 0.95), ground=(0.08, 0.5))
+tem_axons = partial(_axons, inside=(0.6, 0.85), myelin=(0.05, 0.25), ground=(0.4, 0.7))
 
 
 def _bodies(pen: Pen, gap: float) -> Scene:
@@ -214,13 +205,6 @@ def tem_particles(pen: Pen) -> Scene:
 # ---------------------------------------------------------------- histopathology and medicine
 
 
-def _stained(pen: Pen, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
-    """RGB (S, S, 3) of two stain densities (S, S) by Beer and Lambert's law, in a slightly random hue."""
-    colours = np.float32(((0.65, 0.70, 0.29), (0.12, 0.85, 0.25)) * pen.rng.uniform(0.8, 1.2, (2, 3)))
-    density = haematoxylin[..., None] * colours[0] + eosin[..., None] * colours[1]
-    return pen.pick(0.88, 1.0) * np.exp(-np.maximum(density, 0))
-
-
 def _fibres(pen: Pen) -> np.ndarray:
     """Wavy stripes (S, S) of spread near 1 along one axis of the view."""
     stripes = cv2.resize(pen.white(85, 10), (pen.size, pen.size))
@@ -242,16 +226,11 @@ def histology(pen: Pen) -> Scene:
     chromatin = pen.values(labels, pen.pick(0.5, 0.9), 1.4) * (1 + pen.pick(0.05, 0.3) * pen.grain(1.5))
     chromatin *= np.where(depth(labels) < 1.5 * pen.unit, 1.15, pen.pick(0.7, 1.1))
     haematoxylin = pen.pick(0.02, 0.25) * np.clip(tissue, 0, 2) + body * chromatin
-    image = _stained(pen, haematoxylin, eosin * (1 - 0.5 * body))
+    eosin = eosin * (1 - 0.5 * body)
+    colours = np.float32(((0.65, 0.70, 0.29), (0.12, 0.85, 0.25)) * pen.rng.uniform(0.8, 1.2, (2, 3)))
+    density = haematoxylin[..., None] * colours[0] + eosin[..., None] * colours[1]
+    image = pen.pick(0.88, 1.0) * np.exp(-np.maximum(density, 0))  # Beer and Lambert's law
     return pen.camera(image, pen.pick(0.5, 1.3), pen.pick(0.005, 0.025), 0, 0.1), labels
-
-
-def _speckle(pen: Pen) -> np.ndarray:
-    """Log-compressed speckle (S, S) near 1: the magnitude of blurred complex noise, wider than high."""
-    wide, high = pen.pick(1.2, 3.5) * pen.unit, pen.pick(0.7, 1.5) * pen.unit
-    waves = [cv2.GaussianBlur(pen.white(), (0, 0), wide, sigmaY=high) for _ in range(2)]
-    strength = cv2.magnitude(*waves)
-    return np.log1p(4 * strength / strength.mean()) / math.log(5)
 
 
 def ultrasound(pen: Pen) -> Scene:
@@ -267,7 +246,10 @@ def ultrasound(pen: Pen) -> Scene:
     echo = np.clip(echo, 0.15, 1) * (1 - lesion) + pen.pick(0.03, 0.22) * lesion * (1 + 0.2 * pen.clouds(12))
     echo += pen.pick(0, 0.12) * (pen.blur(labels > 0, 5) - lesion)
     fade = 1 - pen.pick(0, 0.5) * np.linspace(0, 1, pen.size, dtype=np.float32)[:, None]
-    return pen.camera(echo * _speckle(pen) * fade, 0.4, 0.015, 0, 0.1), labels
+    wide, high = pen.pick(1.2, 3.5) * pen.unit, pen.pick(0.7, 1.5) * pen.unit
+    strength = cv2.magnitude(*(cv2.GaussianBlur(pen.white(), (0, 0), wide, sigmaY=high) for _ in range(2)))
+    speckle = np.log1p(4 * strength / strength.mean()) / math.log(5)  # near 1; of complex noise, wider than high
+    return pen.camera(echo * speckle * fade, 0.4, 0.015, 0, 0.1), labels
 
 
 # ---------------------------------------------------------------- no kind of microscopy: random shapes and textures
