@@ -34,13 +34,8 @@ def check_vlsa(name: str, shape: VlsaShape | None = None, **options) -> dict:
         total.backward()
     idle = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     _expect(not idle, f"no gradient reaches {', '.join(idle)}; use every parameter in forward or inject")
-    parameters = sum(p.numel() for p in module.parameters())
-    return {
-        "variant": name,
-        "parameters": parameters,
-        "knowledge": tuple(knowledge.shape[1:]),
-        "sparse": tuple(outputs[0].shape),
-    }
+    sizes = {"knowledge": tuple(knowledge.shape[1:]), "sparse": tuple(outputs[0].shape)}
+    return {"variant": name, "parameters": sum(p.numel() for p in module.parameters()), **sizes}
 
 
 def _check_inject(module: VLSA, knowledge: Tensor, count: int, shape: VlsaShape) -> tuple[Tensor, Tensor]:

@@ -50,9 +50,6 @@ def gather_results(numbered: Sequence[tuple[int, T]]) -> list[T]:
     return [result for _, result in sorted(gather_object(list(numbered)), key=lambda pair: pair[0])]
 
 
-# ---------------------------------------------------------------- weights that are divided among the processes
-
-
 def wants_shards() -> bool:
     """True where several processes were asked to divide the weights among them: accelerate launch --use_fsdp."""
     from accelerate.utils import parse_flag_from_env

@@ -113,11 +113,6 @@ def to_official(model: ULLSAM) -> dict[str, Tensor]:
 def save_official(model: ULLSAM, path: str | Path, epoch: int = 0, step: int = 0) -> None:
     """Writes `model` as an official checkpoint, which names how images must be prepared; whole or not at all."""
     c = model.config.sam
-    content = {
-        "model": to_official(model),
-        "epoch": epoch,
-        "step": step,
-        "preprocessing": {k: getattr(c, k) for k in PREPROCESSING},
-    }
+    preprocessing = {k: getattr(c, k) for k in PREPROCESSING}
     with whole(path) as part:
-        torch.save(content, part)
+        torch.save({"model": to_official(model), "epoch": epoch, "step": step, "preprocessing": preprocessing}, part)

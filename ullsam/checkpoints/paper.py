@@ -62,7 +62,13 @@ def load_paper(
             "leave the adapters out."
         )
     theirs, settings = load_official(ullsam) if ullsam else ({}, {})
-    plain = _sam_part(sam, theirs, ullsam)
+    complete = bool(theirs) and is_complete(theirs)
+    if complete and sam is not None:
+        raise InputError(f"{ullsam} holds its own SAM; leave sam={sam} out.")
+    if sam is None and not complete:
+        what = f"{ullsam} has no prompt encoder and mask decoder (stage 1 or 2)" if theirs else "The paper's model needs SAM"
+        raise InputError(f"{what}; give a SAM or uSAM file as sam=.")
+    plain = {} if complete else read_sam(sam)
     if plain:
         config = sam_config(plain, sam, **settings)
     else:
@@ -89,17 +95,6 @@ def add_adapters(language: LanguageModel, config: LlmConfig, seed: int = 0) -> L
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return as_language_model(add_lora(language.lm, config), language.tokenizer, config)
-
-
-def _sam_part(sam, theirs: dict[str, Tensor], ullsam) -> dict[str, Tensor]:
-    """SAM's weights where they come from a file of their own."""
-    complete = bool(theirs) and is_complete(theirs)
-    if complete and sam is not None:
-        raise InputError(f"{ullsam} holds its own SAM; leave sam={sam} out.")
-    if sam is None and not complete:
-        what = f"{ullsam} has no prompt encoder and mask decoder (stage 1 or 2)" if theirs else "The paper's model needs SAM"
-        raise InputError(f"{what}; give a SAM or uSAM file as sam=.")
-    return {} if complete else read_sam(sam)
 
 
 def _open_language(llm, with_weights: bool, dtype, device) -> tuple[LanguageModel, dict[str, Tensor]]:

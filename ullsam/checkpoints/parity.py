@@ -99,7 +99,10 @@ def outputs(model: ULLSAM, image: slice, pixels: Tensor, ids: Tensor, points: Te
     prompts = Prompts(points[None], labels[None].float())
     logits, quality = model.segment(features, prompts, knowledge)
     plain, _ = model.segment(features, prompts)
-    grid = to_grid(model.vlsa.mlp(model.llm.hidden(model.image_tokens(features))))  # (1, h/2, w/2, 4C)
+    tokens = model.image_tokens(features)
+    grid = to_grid(model.vlsa.mlp(model.llm.hidden(tokens)))  # (1, h/2, w/2, 4C)
+    x = model.llm.lm.get_input_embeddings()(ids).clone()  # (1, L, D)
+    x[:, image] = tokens
     return {
         "image_embeddings": features.embedding,
         "vlsa_features": pixel_unshuffle(grid, model.config.shuffle_ratio).permute(0, 3, 1, 2),  # (1, C, h, w)
@@ -108,13 +111,5 @@ def outputs(model: ULLSAM, image: slice, pixels: Tensor, ids: Tensor, points: Te
         "low_res_masks": logits[0, :, :1],
         "low_res_masks_without_vlk": plain[0, :, :1],
         "iou_predictions": quality[0, :, :1],
-        "logits": language_logits(model, image, ids, features),
+        "logits": model.llm.lm(inputs_embeds=x, use_cache=False).logits,  # (1, L, vocabulary), for the whole prompt
     }
-
-
-def language_logits(model: ULLSAM, image: slice, ids: Tensor, features) -> Tensor:
-    """The language model's predictions (1, L, vocabulary) for the whole prompt, the image's tokens put in their places."""
-    lm = model.llm.lm
-    x = lm.get_input_embeddings()(ids).clone()  # (1, L, D)
-    x[:, image] = model.image_tokens(features)
-    return lm(inputs_embeds=x, use_cache=False).logits

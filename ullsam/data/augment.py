@@ -4,7 +4,7 @@ Letters: S view side in pixels, n instances in a view, B views of a batch. Every
 generator seeded by (seed, index), so an item never depends on the order or the process in which it is read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -101,7 +101,9 @@ class TrainViews(torch.utils.data.Dataset):
         image, labels, inside = (cv2.copyMakeBorder(x, 0, below, 0, right, cv2.BORDER_CONSTANT) for x in arrays)
         valid_mask = inside > 0
         if self.augment and not written:
-            image, labels, valid_mask = _flip_and_turn((image, labels, valid_mask), rng)
+            quarters, mirror = int(rng.integers(4)), rng.random() < 0.5  # one of the eight flips and quarter turns
+            turned = (np.rot90(x[:, ::-1] if mirror else x, quarters) for x in (image, labels, valid_mask))
+            image, labels, valid_mask = map(np.ascontiguousarray, turned)
         if self.with_captions and not written:
             written = caption(Sample(image, labels, sample.meta, sample.name), rng)
         return {
@@ -186,12 +188,6 @@ def _renumber(labels: np.ndarray, target: int, min_area: int, rng: np.random.Gen
     table = np.zeros(len(counts), np.int32)
     table[ids] = np.arange(1, len(ids) + 1)
     return table[labels]
-
-
-def _flip_and_turn(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """One of the eight flips and quarter turns of a square, the same for all arrays."""
-    quarters, mirror = int(rng.integers(4)), rng.random() < 0.5
-    return [np.ascontiguousarray(np.rot90(array[:, ::-1] if mirror else array, quarters)) for array in arrays]
 
 
 def jitter(image: np.ndarray, rng: np.random.Generator, config: ViewConfig = ViewConfig()) -> np.ndarray:

@@ -119,9 +119,6 @@ def count_band(n: int) -> str:
     return [words for smallest, words in COUNTS if n >= smallest][-1]
 
 
-# ---------------------------------------------------------------- measuring
-
-
 def measure(image: np.ndarray, labels: np.ndarray) -> dict:
     """Measure what a caption says about the instances of one image.
 
@@ -216,9 +213,6 @@ def _touching(ids: np.ndarray, n: int) -> float:
     return float(touches.sum() / n)
 
 
-# ---------------------------------------------------------------- writing
-
-
 def caption(sample: Sample, rng: np.random.Generator) -> str:
     """Write two or three short sentences about one image, true to its metadata and masks.
 
@@ -268,9 +262,6 @@ def _band(table: str, value: float) -> str:
 
 def _pick(options: list[str], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
-
-
-# ---------------------------------------------------------------- reading back
 
 
 def caption_claims(text: str) -> dict:

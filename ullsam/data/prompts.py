@@ -31,7 +31,10 @@ def check_prompts(points, labels, box, mask, size: tuple[int, int], side: int) -
     if box is not None:
         given["boxes"] = _check_boxes(box, size)
     if mask is not None:
-        given["masks"] = _check_masks(mask, side)
+        masks = _numbers(mask, "mask logits", side)
+        given["masks"] = masks = masks[None] if masks.ndim == 2 else masks
+        if masks.shape[1:] != (side, side):
+            raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
     counts = {len(v) for v in given.values()}
     if len(counts) > 1:
         raise InputError(f"Points, boxes and masks are for different numbers of objects: {sorted(counts)}.")
@@ -78,11 +81,3 @@ def _check_boxes(box, size: tuple[int, int]) -> np.ndarray:
     if boxes.ndim != 2 or (low >= high).any() or (high < 0).any() or (low > [w - 1, h - 1]).any():
         raise InputError(f"A box is x0, y0, x1, y1 with x0 < x1 and y0 < y1 and touches the image of {w} x {h} pixels.")
     return boxes.clip(0, [w - 1, h - 1, w - 1, h - 1])
-
-
-def _check_masks(mask, side: int) -> np.ndarray:
-    masks = _numbers(mask, "mask logits", side)
-    masks = masks[None] if masks.ndim == 2 else masks
-    if masks.shape[1:] != (side, side):
-        raise InputError(f"Mask prompts have shape {masks.shape}; give the (I, {side}, {side}) logits of a Prediction.")
-    return masks

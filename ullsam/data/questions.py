@@ -175,9 +175,6 @@ def _make(number: int, seed: int, size: int) -> Question:
     return Question(number, key, text, shuffled, order.index(0), choices[0], pictures, task, TASKS[task])
 
 
-# ---------------------------------------------------------------- question sets on disk and on the hub
-
-
 class StoredImages(Sequence):
     """The images of one row, uint8 (H, W, 3), decoded when asked for: a whole benchmark would not fit into memory."""
 

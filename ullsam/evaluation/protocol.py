@@ -22,6 +22,7 @@ from ullsam.sbr import instance_ids, sample_box, sample_points
 
 SCORES = ("dice_instance", "dice_image", "sa50_instance", "sa50_labelmap", "msa")
 EDGES = np.array([-0.5, -0.5, 0.5, 0.5], np.float32)  # from the centres of a box's outermost pixels to their edges
+Points = tuple[int, int] | str  # how many positive and negative SBR points an object gets, or "box"
 _CHUNK = 32  # masks scored at a time, which bounds the memory
 
 
@@ -29,7 +30,7 @@ def evaluate(
     predictor: Predictor,
     corpus: Corpus,
     split: str | None = None,
-    points: tuple[int, int] | str = (1, 3),
+    points: Points = (1, 3),
     use_vlk: bool = True,
     seed: int = 0,
     limit: int | None = None,
@@ -90,11 +91,7 @@ def evaluate(
 
 
 def score_image(
-    predictor: Predictor,
-    sample: Sample,
-    rng: np.random.Generator,
-    points: tuple[int, int] | str = (1, 3),
-    use_vlk: bool = True,
+    predictor: Predictor, sample: Sample, rng: np.random.Generator, points: Points = (1, 3), use_vlk: bool = True
 ) -> dict | None:
     """Prompt every instance of one image in one call and score the masks.
 
@@ -122,9 +119,7 @@ def score_image(
     return {"n_instances": len(ids), **score_masks(masks, sample.labels, ids), **times}
 
 
-def make_prompts(
-    labels: np.ndarray, ids: np.ndarray, points: tuple[int, int] | str, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def make_prompts(labels: np.ndarray, ids: np.ndarray, points: Points, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Simulate one prompt per instance.
 
     Args:
@@ -198,9 +193,6 @@ def summarise(results: Sequence[dict]) -> list[dict]:
         counts = {key: sum(row[key] for row in rows) for key in ("images", "instances")}
         rows.append({key: None for key in rows[0]} | {"data": "mean"} | counts | mean_scores(rows))
     return rows
-
-
-# ---------------------------------------------------------------- which images a measurement runs over
 
 
 def select_records(corpus: Corpus, split: str | None, seed: int, limit: int | None) -> list[tuple[int, Record]]:

@@ -11,11 +11,7 @@ _NUMBERS = 4_000_000  # drawn at a time, which bounds the memory
 
 
 def bootstrap(
-    samples: Sequence[np.ndarray],
-    statistic: Callable[..., np.ndarray],
-    seed: int = 0,
-    level: float = 0.95,
-    draws: int = 2000,
+    samples: Sequence[np.ndarray], statistic: Callable, seed: int = 0, level: float = 0.95, draws: int = 2000
 ) -> np.ndarray:
     """Draw each sample again with replacement, many times, and keep the middle of what a statistic then gives.
 

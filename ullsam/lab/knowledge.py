@@ -142,9 +142,6 @@ def _partner(traces: Sequence[ForwardTrace], index: int, corpora: int) -> int:
     return mine[(mine.index(index) + 1) % len(mine)]
 
 
-# ---------------------------------------------------------------- what the masks make of it
-
-
 def _prompts(x: ForwardTrace, seed: int, most: int, device: torch.device) -> tuple[Prompts, np.ndarray]:
     """The SBR points that `evaluate` draws, of at most so many objects of an image, and the ids of these."""
     ids = instance_ids(x.sample.labels)
@@ -207,9 +204,6 @@ def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
         found[arm] = {key: estimate([row[arm][key] for row in rows], seed) for key in MEASURES}
         found[arm]["dice_change"] = estimate([row[arm]["dice"] - row["own"]["dice"] for row in rows], seed)
     return found
-
-
-# ---------------------------------------------------------------- sizes, and what it all says
 
 
 def sizes(model: ULLSAM, traces: Sequence[ForwardTrace], seed: int) -> dict[str, dict | float]:

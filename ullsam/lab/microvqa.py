@@ -30,8 +30,6 @@ from ullsam.llm import LanguageModel
 METHODS, IMAGES = ("likelihood", "generate", "official"), ("own", "none", "shuffled")
 LETTERS = {1: "V", 2: "H", 3: "E"}  # the paper's names of the tasks
 
-# ---------------------------------------------------------------- asking a model
-
 
 @torch.no_grad()
 def score_options(model, question: Question, use_image: bool = True) -> Tensor:
@@ -181,9 +179,6 @@ class RandomGuess:
     def write(self, question: Question, text: str, use_image: bool = True, max_new_tokens: int = 64) -> str:
         """An answer to `text`, which holds the question and its choices: a sentence that names the same choice."""
         return f"The answer is ({1 + int(self.score(question).argmax())})."
-
-
-# ---------------------------------------------------------------- scoring a set
 
 
 def run(

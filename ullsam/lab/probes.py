@@ -89,9 +89,6 @@ def trace_image(model: ULLSAM, sample: Sample, number: int = 0, index: int = 0, 
     return ForwardTrace(number, index, file, sample, square, states, objects, inside, features, knowledge)
 
 
-# ---------------------------------------------------------------- linear probes
-
-
 def sklearn(module: str):
     """A module of scikit-learn, which only the probes need.
 
@@ -220,9 +217,6 @@ def _along(right: dict[str, list], seed: int) -> dict:
         pairs = zip(right[before], right[after], strict=True)
         changes[after] = estimate([None if v is None else float(v) - u for u, v in pairs], seed)
     return {"steps": {step: estimate(values, seed) for step, values in right.items()}, "changes": changes}
-
-
-# ---------------------------------------------------------------- how varied the states are
 
 
 def variance_fractions(x: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, dict]:

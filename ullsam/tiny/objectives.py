@@ -117,12 +117,7 @@ class TinyBatches(Batches):
 
 
 def move_outside(
-    points: np.ndarray,
-    point_labels: np.ndarray,
-    labels: np.ndarray,
-    ids: np.ndarray,
-    rng: np.random.Generator,
-    fraction: float,
+    points: np.ndarray, point_labels: np.ndarray, labels: np.ndarray, ids: np.ndarray, rng, fraction: float
 ) -> None:
     """Moves a fraction of the outside points (I, P, 2), point_labels (I, P), in place to anywhere outside of each object."""
     chosen = (point_labels == 0) & (rng.random(point_labels.shape) < fraction) if fraction else np.zeros(0, bool)

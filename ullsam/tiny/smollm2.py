@@ -51,27 +51,23 @@ def _smollm2_gguf() -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes the model as float16 safetensors beside its tokenizer; the folder appears complete or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as work:
-        _write_plain_llama(gguf, work)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            config = model.config
+            del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
+            plain = LlamaForCausalLM(config)
+            plain.load_state_dict(model.state_dict())
+            plain.half().save_pretrained(work)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(work)
         try:
             os.replace(work, folder)
         except OSError:
             if not folder.is_dir():  # else another process was first
                 raise
-
-
-def _write_plain_llama(gguf: Path, folder: str) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        config = model.config
-        del config.quantization_config  # the loaded model counts as quantized and would refuse to be saved
-        plain = LlamaForCausalLM(config)
-        plain.load_state_dict(model.state_dict())
-        plain.half().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
 
 
 FOLDERS["smollm2"] = smollm2_folder

@@ -87,8 +87,6 @@ class ClickToSegment(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"ClickToSegment({self.size[0]} x {self.size[1]} pixels: {self.status})"
 
-    # ---------------------------------------------------------------- what there is to read
-
     points = property(
         lambda self: np.array([p[:2] for p in self.session.state.prompts], np.float32).reshape(-1, 2),
         doc="Current points, float32 (P, 2), (x, y) in image pixels.",
@@ -110,8 +108,6 @@ class ClickToSegment(anywidget.AnyWidget):
     def export(self, folder: str | Path | None = None, formats: Iterable[str] = ("tiff",)) -> dict[str, Path]:
         """Writes the saved instances into a folder, see `ullsam.widgets.export`; returns the path of each format."""
         return self._do("export", folder or self.export_folder, formats)
-
-    # ---------------------------------------------------------------- between session and browser
 
     def _do(self, name: str, /, *args, **values):
         """Runs a gesture and shows the outcome; an error becomes the status too, and leaves the state as it was."""

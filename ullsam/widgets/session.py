@@ -62,8 +62,6 @@ class ClickSession:
         self.state = self._autosave.continued(State(self.models[0], bool(vlk)), self.models)
         self.labels = self._label_map(self.state)  # int32 (H, W), saved instances of the current page, 0 background
 
-    # ---------------------------------------------------------------- the current object
-
     def click(self, x: float, y: float, positive: bool = True, grab: float | None = None) -> None:
         """Adds a point inside (or outside) the object; a click on an existing point takes that point away.
 
@@ -120,8 +118,6 @@ class ClickSession:
         self._show(state)
         self._past, self._future = past, tuple(future)
 
-    # ---------------------------------------------------------------- how it is segmented
-
     def toggle_vlk(self) -> None:
         """Switches vision-language knowledge on or off and segments again."""
         if not self.has_vlk:
@@ -147,8 +143,6 @@ class ClickSession:
     def encode(self) -> None:
         """Encodes the current page for the current model now, so that the first click need not wait."""
         self.segmenter.predictor(self.state)
-
-    # ---------------------------------------------------------------- what is shown
 
     def set_page(self, z: int) -> None:
         """Goes to another page of a stack (from 0); the points of an unsaved object are left, and undo returns to them."""
@@ -183,8 +177,6 @@ class ClickSession:
         encoding, predictor = self.state.encoding, self.segmenter.predictor(self.state)
         self._descriptions[encoding] = predictor.describe(on_text=on_text)
         return self._descriptions[encoding]
-
-    # ---------------------------------------------------------------- instances
 
     def save_instance(self) -> int:
         """Keeps the current mask as an instance and returns its number; earlier instances keep their pixels."""
@@ -256,8 +248,6 @@ class ClickSession:
         names = {i.number: i.name for i in instances}
         return export(Annotations(pages.name, views, labels, names, pictures, **about), folder, kinds)
 
-    # ---------------------------------------------------------------- what there is to read
-
     instances = property(lambda self: list(self.state.instances), doc="Saved instances of all pages, list of Instance.")
     project = property(lambda self: self._autosave.path, doc="The file that keeps the work, or None.")
     size = property(lambda self: self.pages.page(self.state.page).shape[:2], doc="(H, W) of the current page.")
@@ -276,8 +266,6 @@ class ClickSession:
         lambda self: next((i.number for i in self.state.instances if i.number == self._selected), None),
         doc="Number of the instance that is marked, or None.",
     )
-
-    # ---------------------------------------------------------------- from one state to the next
 
     def _prompt(self, **changes) -> None:
         """Changes what the mask depends on; taken over only when the mask could be computed."""

@@ -23,13 +23,7 @@ from ullsam.data.io import append_line, png, read_image, read_lines, to_rgb8, wr
 from ullsam.errors import InputError
 
 # The paper's instruction to Qwen2.5-VL-72B (Appendix A, Figure 8), word for word: other words give other captions.
-PROMPT = (
-    "Create detailed captions describing the contents of the given image. Include the object types, textures, "
-    "double-checking relative positions between objects, etc. Instead of describing the imaginary content, only "
-    "describing the content one can determine confidently from the image. Do not describe the contents by itemizing "
-    "them in list form. Minimize aesthetic descriptions as much as possible. Just need to respond with a piece of plain "
-    "text, as concise as possible. Do not use 'likely', 'perhaps', etc."
-)
+PROMPT = Path(__file__).with_name("ask_prompt.txt").read_text(encoding="utf-8").strip()
 AGAIN = (408, 409, 425, 429)  # statuses that a later try may change, beside 5xx
 
 

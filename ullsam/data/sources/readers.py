@@ -208,9 +208,6 @@ def busi(root: Path) -> list[Item]:
     return items
 
 
-# ---------------------------------------------------------------- volumes and other arrays in HDF5, N5 and NIfTI
-
-
 def _slices(
     paths: Iterable[Path], opener: Callable[[Path], Arrays], source: Callable[[Path], str], split=None, clean=None
 ) -> list[Item]:

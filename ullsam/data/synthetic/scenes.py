@@ -14,8 +14,6 @@ from ullsam.data.synthetic.parts import TURN, Pen, depth, pixels, tidy
 
 Scene = tuple[np.ndarray, np.ndarray]
 
-# ---------------------------------------------------------------- light microscopy
-
 
 def fluorescence(pen: Pen) -> Scene:
     """Bright, softly textured nuclei with haze on a dark ground; sometimes shown in a false colour."""
@@ -81,9 +79,6 @@ def bacteria(pen: Pen) -> Scene:
     image = pen.pick(0.5, 0.85) - pen.pick(0.15, 0.5) * body * tone + pen.pick(0, 0.8) * edge + core
     image += 0.02 * pen.clouds(50) + pen.pick(0, 0.03) * pen.grain(1.5)
     return pen.camera(image, pen.pick(0.4, 1.3), pen.pick(0.005, 0.04), 0, 0.2), labels
-
-
-# ---------------------------------------------------------------- electron microscopy
 
 
 def _cytoplasm(pen: Pen, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,9 +195,6 @@ def tem_particles(pen: Pen) -> Scene:
     stain *= 1 + pen.pick(0, 0.25) * pen.grain(pen.pick(1, 3))
     image = film * (1 - pen.blur(stain, pen.pick(0.5, 1.2)))
     return pen.camera(image, pen.pick(0.4, 1.0), pen.pick(0.02, 0.1), 0, 0.2), labels
-
-
-# ---------------------------------------------------------------- histopathology and medicine
 
 
 def _fibres(pen: Pen) -> np.ndarray:
