@@ -66,20 +66,16 @@ class ModelConfig:
     def from_dict(cls, values: dict) -> ModelConfig:
         """Builds the settings back from `to_dict`; an unknown field is an error that names it."""
         values = dict(values)
-        values["sam"] = _sam_config(values.get("sam") or {})
+        sam = {k: v for k, v in (values.get("sam") or {}).items() if k not in INERT or INERT[k] != v}
+        classes = (SamConfig, *SamConfig.__subclasses__())  # a room of the package may derive one with more fields
+        fitting = next((c for c in classes if set(sam) <= {f.name for f in fields(c)}), SamConfig)
+        values["sam"] = _from_dict(fitting, sam)
         values["llm"] = _from_dict(LlmConfig, values["llm"]) if values.get("llm") else None
         return _from_dict(cls, values)
 
 
 # Fields in files of version 0.1 that only models with more than SAM's own parts have; at these values they say nothing
 INERT = {"qk_norm": False, "position_scale": 1.0, "stem": [], "summary": False, "scales": [1.0]}
-
-
-def _sam_config(values: dict) -> SamConfig:
-    """SAM's settings as the class that has all these fields: `SamConfig`, or one that another room derives from it."""
-    values = {k: v for k, v in values.items() if k not in INERT or INERT[k] != v}
-    classes = (SamConfig, *SamConfig.__subclasses__())
-    return _from_dict(next((c for c in classes if set(values) <= {f.name for f in fields(c)}), SamConfig), values)
 
 
 def _from_dict(cls, values: dict):
@@ -97,22 +93,9 @@ INTERNVL = LlmConfig(
     answer="<|im_end|><|im_start|>assistant\n",
 )
 
-DEBUG = ModelConfig(
-    name="debug",
-    sam=SamConfig(
-        image_size=64,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        global_attn_indexes=(1,),
-        window_size=2,
-        out_chans=32,
-        decoder_mlp_dim=64,
-        mask_in_chans=8,
-    ),
-    llm=LlmConfig(name="debug"),
-)
-
+SMALL_VIT = dict(image_size=64, embed_dim=32, depth=2, num_heads=2, global_attn_indexes=(1,), window_size=2)
+DEBUG_SAM = SamConfig(**SMALL_VIT, out_chans=32, decoder_mlp_dim=64, mask_in_chans=8)
+DEBUG = ModelConfig(name="debug", sam=DEBUG_SAM, llm=LlmConfig(name="debug"))
 PRESETS = {"debug": DEBUG, "paper": ModelConfig(llm=INTERNVL)}  # `ullsam.tiny` adds its own
 
 

@@ -62,17 +62,14 @@ class FastAttention(Attention):
         q, k, v = (to_windows(y, side, self.num_heads, padding) for y, padding in pairs)  # (b*windows, heads, n, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.use_rel_pos:
-            x = relative_attention(q, k, v, *self._relative_terms(q, *side))
+            grid = q.unflatten(2, side)  # (b, heads, h, w, d)
+            tables = (get_rel_pos(n, n, x).to(q.dtype) for n, x in zip(side, (self.rel_pos_h, self.rel_pos_w), strict=True))
+            names = ("bnhwc,hkc->bnhwk", "bnhwc,wkc->bnhwk")  # what each query adds for each row, and for each column
+            terms = (torch.einsum(name, grid, x).flatten(2, 3) for name, x in zip(names, tables, strict=True))
+            x = relative_attention(q, k, v, *terms)
         else:
             x = F.scaled_dot_product_attention(q, k, v)
         return quick_linear(self.proj, from_windows(x, side, h, w))  # (b, h, w, heads*d)
-
-    def _relative_terms(self, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """What each query adds for each row (b, heads, h*w, h) and each column (b, heads, h*w, w) of the grid."""
-        grid = q.unflatten(2, (h, w))  # (b, heads, h, w, d)
-        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(h, h, self.rel_pos_h).to(q.dtype))
-        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(w, w, self.rel_pos_w).to(q.dtype))
-        return rows.flatten(2, 3), columns.flatten(2, 3)
 
 
 def quick_linear(layer: nn.Linear, x: Tensor) -> Tensor:

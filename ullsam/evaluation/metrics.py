@@ -29,15 +29,7 @@ def dice(pred: np.ndarray, true: np.ndarray) -> float:
 
 
 def iou(pred: np.ndarray, true: np.ndarray) -> float:
-    """Return the intersection over union of two masks; two empty masks give 1.
-
-    Args:
-        pred, true: bool masks of one shape, usually (H, W).
-    Returns:
-        Score from 0 to 1.
-    Raises:
-        InputError: if the shapes differ or a mask is not bool or integer.
-    """
+    """Return the intersection over union of two masks; arguments and errors as in `dice`; two empty masks give 1."""
     overlap, n_pred, n_true = _overlap(pred, true)
     return overlap / (n_pred + n_true - overlap) if n_pred + n_true else 1.0
 

@@ -49,24 +49,9 @@ class TinyTrainConfig(TrainConfig):
         return self.stage != 3 or self.box_fraction in (0.0, 1.0)
 
 
-TINY = ModelConfig(
-    name="tiny",
-    sam=TinySamConfig(
-        image_size=512,
-        embed_dim=256,
-        depth=6,
-        num_heads=8,
-        global_attn_indexes=(2, 5),
-        window_size=8,
-        use_rel_pos=False,
-        qk_norm=True,
-        out_chans=256,
-        decoder_mlp_dim=512,
-        summary=True,
-        position_scale=3.0,
-        scales=(1.0, 0.5, 0.25),
-    ),
-    llm=LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16),
-)
+VIT = dict(image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8)
+FROM_SCRATCH = dict(use_rel_pos=False, qk_norm=True, summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25))
+SMOLLM2 = LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16)
+TINY = ModelConfig(name="tiny", sam=TinySamConfig(**VIT, **FROM_SCRATCH, out_chans=256, decoder_mlp_dim=512), llm=SMOLLM2)
 USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
 PRESETS["tiny"] = TINY
