@@ -179,11 +179,7 @@ class Reproduction:
             if model.llm is not None:
                 model.llm.merge_lora()
             return model.eval()
-        corpora = [c for c in self.corpora.get("in_domain", []) if arm.domain in (None, c.meta.get("domain"))]
-        wanted = (arm.domain,) if arm.domain else DOMAINS  # what is out of domain stays so
-        styles = [style for style, spec in STYLES.items() if spec.meta["domain"] in wanted]
-        fraction = self.budget.synthetic_fraction if corpora else 1.0
-        mixture, stages = Mixture([(c, "train") for c in corpora], styles, fraction), (*(arm.stages or ()), 3)
+        mixture, stages = self._mixture(arm), (*(arm.stages or ()), 3)
         for stage in stages:
             fit(model, self._settings(arm, stage, seed), mixture, folder / f"stage{stage}", progress)
         for stage in stages:
@@ -243,6 +239,12 @@ class Reproduction:
             images = [partial(generate, style, seed, 256) for seed in seeds]
             found.append(TestSet(style, spec.meta["domain"], role, images))
         return found
+
+    def _mixture(self, arm: Arm) -> Mixture:
+        corpora = [c for c in self.corpora.get("in_domain", []) if arm.domain in (None, c.meta.get("domain"))]
+        wanted = (arm.domain,) if arm.domain else DOMAINS  # what is out of domain stays so
+        styles = [style for style, spec in STYLES.items() if spec.meta["domain"] in wanted]
+        return Mixture([(c, "train") for c in corpora], styles, self.budget.synthetic_fraction if corpora else 1.0)
 
     def _conditions(self) -> dict:
         """What the numbers depend on, as JSON gives it back: lists, not tuples."""
