@@ -82,9 +82,8 @@ def _from_dict(cls, values: dict):
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; known fields: {', '.join(sorted(known))} (`ullsam.load` opens the models of all rooms)."
-        )
+        words = f"{', '.join(unknown)}; known fields: {', '.join(sorted(known))}"
+        raise InputError(f"{cls.__name__} has no field {words}. `ullsam.load` opens the models of all rooms.")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
