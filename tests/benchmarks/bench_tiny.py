@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from segment_anything import SamPredictor
 
 import ullsam
 from tests.benchmarks.processes import import_seconds, memory, shared_memory
+from ullsam.config import SamConfig
 from ullsam.files import write_json
 from ullsam.tiny.config import TINY
 
@@ -113,7 +114,7 @@ class Transformers:
 
 def contestants():
     """All that are compared, by name."""
-    plain_sam = replace(TINY.sam, stem=(), summary=False, qk_norm=False, scales=(1.0,))
+    plain_sam = SamConfig(**{f.name: getattr(TINY.sam, f.name) for f in fields(SamConfig)})
     plain_config = ullsam.ModelConfig("plain", plain_sam, None)
     tiny, plain = ullsam.load("tiny"), ullsam.ULLSAM.from_config(plain_config)
     return {
