@@ -4,6 +4,7 @@ import os
 import random
 from pathlib import Path
 
+import nbval.plugin
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,10 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure(config):
-    """Leave the cores to the workers when there are several."""
+    """Leave the cores to the workers when there are several, and notebooks without coverage: with --cov nbval would wait
+    for an answer of each kernel that does not come.
+    """
+    nbval.plugin.setup_coverage = nbval.plugin.teardown_coverage = lambda *_: None
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 

@@ -185,7 +185,7 @@ def _overlap(pred: np.ndarray, true: np.ndarray) -> tuple[int, int, int]:
             f"pred is {pred.dtype} {pred.shape} and true is {true.dtype} {true.shape}; give two bool masks of one shape."
         )
     pred, true = pred != 0, true != 0
-    return np.count_nonzero(pred & true), np.count_nonzero(pred), np.count_nonzero(true)
+    return tuple(int(np.count_nonzero(x)) for x in (pred & true, pred, true))
 
 
 def _masks(masks: np.ndarray) -> np.ndarray:

@@ -57,12 +57,12 @@ def option_scores(llm: LanguageModel, image_tokens: Tensor | None, question: str
     """
     x = llm.prompt(torch.zeros(1, 0, llm.dim) if image_tokens is None else image_tokens, question)  # (1, L, D)
     start = llm.lm.model(inputs_embeds=x, use_cache=True)  # all that the options share is read once
-    start.past_key_values.batch_repeat_interleave(len(options))
+    known = inspect.signature(llm.lm.model.forward).parameters  # transformers renames the cache, model by model
+    name = "cache" if "cache" in known else "past_key_values"
+    start[name].batch_repeat_interleave(len(options))
     rows = [torch.tensor(llm.ids(option + llm.config.end), device=x.device) for option in options]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (options, T), a causal model does not see the padding
-    known = inspect.signature(llm.lm.model.forward).parameters  # transformers renames the cache, model by model
-    cache = {"cache" if "cache" in known else "past_key_values": start.past_key_values}
-    states = llm.lm.model(input_ids=ids, **cache).last_hidden_state
+    states = llm.lm.model(input_ids=ids, **{name: start[name]}).last_hidden_state
     first = start.last_hidden_state[:, -1:].expand(len(options), -1, -1)
     logits = llm.lm.lm_head(torch.cat([first, states[:, :-1]], dim=1)).float()  # the state before predicts a token
     scores = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]  # (options, T)
