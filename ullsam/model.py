@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
-from ullsam.files import assign, cast, local_folder, read_safetensors, whole, write_safetensors
+from ullsam.files import assign, cast, local_folder, read_safetensors, write_json, write_safetensors
 from ullsam.llm import LanguageModel, is_built_in, load_llm, open_saved
 from ullsam.sam import build_sam, normalise, per_instance
 from ullsam.types import ImageFeatures, Prompts
@@ -64,8 +64,8 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         Entry 0 of the third axis is the single mask, 1..3 are SAM's candidates for an ambiguous click.
         """
         sparse, dense = self.sam.embed(prompts, features)
-        if knowledge is not None and prompts.masks is None:
-            sparse, dense = inject_knowledge(self.vlsa, per_instance(knowledge, len(sparse)), sparse, dense)
+        known = None if knowledge is None or prompts.masks is not None else per_instance(knowledge, len(sparse))
+        sparse, dense = inject_knowledge(self.vlsa, known, sparse, dense)
         logits, iou = self.sam.decode(features, sparse, dense, prompts)
         count = len(sparse) // len(features.embedding)
         return logits.unflatten(0, (-1, count)), iou.unflatten(0, (-1, count))  # (B*I, ...) -> (B, I, ...)
@@ -155,8 +155,7 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         write_safetensors(folder, cast((state or self.own_state()).items(), dtype, "cpu"))
         if self.llm is not None and not self.config.llm.lora_rank and not is_built_in(self.config.llm.name):
             self.llm.save(folder / "llm")  # its weights are in the file above
-        with whole(folder / "config.json") as part:
-            part.write_text(json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False))
+        write_json(folder / "config.json", self.config.to_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32, device="cpu", **_) -> ULLSAM:

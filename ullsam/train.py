@@ -270,9 +270,12 @@ class _Run:
         state = read_torch(path, "delete it to start the run anew", mapped=False)
         if "config" not in state:
             raise InputError(f"{path} is not the checkpoint of a run; use another folder or delete it.")
-        stored = asdict(type(self.config)()) | {"objective": self.stage.objective.__name__}  # settings unknown then
-        stored |= state["config"] | ({"objective": state["objective"]} if "objective" in state else {})
-        now = asdict(self.config) | {"objective": self.stage.objective.__name__}
+        objective = self.stage.objective.__name__
+        stored = asdict(type(self.config)()) | state["config"]  # a setting that did not exist then has its default
+        stored, now = (
+            stored | {"objective": state.get("objective", objective)},
+            asdict(self.config) | {"objective": objective},
+        )
         changed = [k for k in stored | now if stored.get(k) != now.get(k)]
         if changed:
             raise InputError(f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it.")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.lab.test_reports import cells, claims
 from tools.pages import BEGIN, END, model_card, results_page, summary_table, write_pages
 from ullsam import InputError
-from ullsam.lab.arms import OURS, TABLES, USAM
+from ullsam.lab.arms import OURS, USAM
 from ullsam.lab.reports import aims_table, phases_table
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +40,6 @@ def results(tmp_path, write):
     write("tiny_test.json", mask_result(0.81234, 0.9))
     write("usam_tiny_test.json", mask_result(0.7, 0.65))
     return tmp_path
-
-
-def cells(text, *first):
-    """The cells of the first row whose first cells are these."""
-    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return next(row for row in rows if tuple(row[: len(first)]) == first)
 
 
 def section(text, title):
@@ -185,18 +180,6 @@ def test_the_papers_size_is_told_aim_by_aim_and_phase_by_phase(results, write):
     write("bench_paper.json", PAPER)
     text = section(results_page(results), "At the paper's size")
     assert aims_table(PAPER) in text and phases_table(PAPER) in text and "190 GFLOP/s in fp32" in text
-
-
-def claims(budget, seeds, gap):
-    """Results of table 3 and figure 5, 4 images of one set, in which uLLSAM is `gap` better than everything else."""
-    rows = {}
-    for table in ("table3", "fig5"):
-        for row in TABLES[table].rows:
-            dice = [0.5 + gap if row.arm == "full" and row.vlk else 0.5] * 4
-            rows[row.key] = {str(seed): {"dice": dice, "sa": dice} for seed in range(seeds)}
-    conditions = {"budget": {"steps": 40, "batch_size": 2, "images": 4}}
-    images = {"in-domain": [["a", "LM", str(i)] for i in range(4)]}
-    return {"images": images, "rows": rows, "conditions": conditions, "command": f"reproduce --budget {budget}"}
 
 
 def test_the_largest_budget_speaks_for_each_claim(results, write):

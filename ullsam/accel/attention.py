@@ -24,7 +24,7 @@ class FastBlock(nn.Module):
 
     Args:
         norm1, norm2, mlp: of segment_anything's block; attn: takes (B, h, w, D) and the side of its windows.
-        window_size: side of the windows in places; 0 for the whole grid.
+        window_size: side of the windows in positions; 0 for the whole grid.
     """
 
     def __init__(self, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.Module, window_size: int):

@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.unit.tiny.test_sam import STEM as SMALL
 from ullsam import ULLSAM, Predictor
-from ullsam.tiny import ScalePredictor, TinySamConfig
+from ullsam.tiny import ScalePredictor
 from ullsam.tiny.predictor import widths
-
-SMALL = TinySamConfig(
-    image_size=128,
-    embed_dim=32,
-    depth=2,
-    num_heads=2,
-    global_attn_indexes=(1,),
-    window_size=4,
-    use_rel_pos=False,
-    out_chans=32,
-    decoder_mlp_dim=64,
-    mask_in_chans=8,
-    stem=(8, 16, 24),
-)
 
 
 def test_a_predictor_suits_its_model():
