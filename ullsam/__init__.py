@@ -23,12 +23,12 @@ _DEFINED_IN = {  # where a public name is defined
     "sam": "SAM build_sam decode_masks encode_image encode_prompts",
     "sbr": "SbrConfig SbrPoints sample_instances sample_points sbr_regions",
     "train": "STAGES Stage fit",
-    "types": "ImageFeatures Prompts",
+    "types": "ImageFeatures LanguageStates Prompts",
+    "variants.check": "check_vlsa",
     "vlsa": "VLSA VisionProjection VlsaShape build_vlsa pixel_shuffle pixel_unshuffle register_vlsa vlsa_names",
-    "vlsa_check": "check_vlsa",
 }
-_EXTENDED = ("PRESETS", "ULLSAM", "build_sam", "fit", "preset")
-_ROOMS = ("checkpoints", "data", "evaluation", "lab", "losses", "plots", "sbr", "tiny", "vlsa", "widgets")
+_EXTENDED = ("PRESETS", "ULLSAM", "build_sam", "build_vlsa", "fit", "preset", "register_vlsa", "vlsa_names")
+_ROOMS = ("checkpoints", "data", "evaluation", "lab", "losses", "plots", "sbr", "tiny", "variants", "vlsa", "widgets")
 _MODULES = {name: f"{__name__}.{module}" for module, names in _DEFINED_IN.items() for name in names.split()}
 __all__ = sorted([*_MODULES, "show"])
 

@@ -4,12 +4,59 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from ullsam.errors import InputError
 
+LARGEST = 2**31 - 1
+LIMITS = {  # the least and the largest value of a setting; any other number lies between 0 and LARGEST
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "instances", "save_every", "log_every"), (1, LARGEST)),
+    **dict.fromkeys(("image_size", "patch_size", "embed_dim", "num_heads", "decoder_mlp_dim"), (1, 2**14)),
+    **dict.fromkeys(("final_lr", "box_fraction", "global_negative_fraction", "word_fraction"), (0, 1)),
+    **{"depth": (1, 1000), "out_chans": (16, 1024), "mask_in_chans": (4, 1024), "iou_head_dim": (0, 2**14)},
+    **{"stem": (1, 4096), "position_scale": (0.001, 1000), "scales": (0.01, 1)},
+    **{"lora_rank": (0, 4096), "clip": (1e-6, 1e6)},
+}
+CHOICES = {
+    **{"precision": ("no", "bf16"), "recompute": ("no", "cheap", "all")},
+    **{"preprocessing": ("sam", "official"), "placement": ("corner", "center")},
+    "shuffle_ratio": (1, 0.5, 0.25),
+}
+
+
+class Checked:
+    """Settings that refuse a value of another type than its field's, or outside of LIMITS and CHOICES."""
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value, limits = getattr(self, name), LIMITS.get(name, (0, LARGEST))
+            if not (value in CHOICES[name] if name in CHOICES else _fits(value, kind, *limits)):
+                what = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, kind)
+                numbers = " from {} to {}".format(*limits) if kind in (int, float) or get_origin(kind) is tuple else ""
+                wanted = " or ".join(map(str, CHOICES.get(name, (f"{what}{numbers}",))))
+                raise InputError(f"{name} is {value!r}; give {wanted}.")
+
+    def _divides(self, **parts: int) -> None:
+        for name, part in parts.items():
+            if getattr(self, name) % part:
+                raise InputError(f"{name} is {getattr(self, name)}; give a multiple of {part}.")
+
+
+def _fits(value, kind, low: float, high: float) -> bool:
+    kinds = get_args(kind)
+    if get_origin(kind) is tuple:
+        long = len(value) if isinstance(value, tuple) else 0
+        kinds = kinds[:1] * long if Ellipsis in kinds else kinds
+        return 0 < long == len(kinds) and all(_fits(*pair, low, high) for pair in zip(value, kinds, strict=True))
+    if kind in (int, float):
+        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return numeric and low <= value <= high  # false for NaN
+    return isinstance(value, kind) if isinstance(kind, (type, UnionType)) else True
+
 
 @dataclass(frozen=True)
-class SamConfig:
+class SamConfig(Checked):
     """Sizes of the SAM part; the defaults are SAM ViT-B/16 (Kirillov et al. 2023)."""
 
     image_size: int = 1024  # S: side of the square image that the encoder sees, pixels
@@ -27,6 +74,10 @@ class SamConfig:
     preprocessing: str = "sam"  # "sam": pixel mean/std; "official": 0..1, as the official uLLSAM code
     placement: str = "corner"  # where zero padding goes: "corner" (SAM, uSAM) or "center" (official uLLSAM)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._divides(image_size=self.patch_size, embed_dim=self.num_heads, out_chans=16, mask_in_chans=4)
+
     @property
     def grid(self) -> int:
         """Side of the feature grid, in patches."""
@@ -34,7 +85,7 @@ class SamConfig:
 
 
 @dataclass(frozen=True)
-class LlmConfig:
+class LlmConfig(Checked):
     """Which language model, and how it is adapted."""
 
     name: str = "internlm/internlm2_5-1_8b-chat"  # "debug", "smollm2", or a Hugging Face name or folder
@@ -42,13 +93,15 @@ class LlmConfig:
     lora_alpha: int = 32  # LoRA scale is lora_alpha / lora_rank
     # the chat template; all text before the image is constant, so that knowledge depends on the image alone
     before_image: str = "<|im_start|>user\nDescribe the image in detail\n<img>"  # up to the image tokens
+    instruction: str = "Describe the image in detail"  # the part of before_image whose place words take
+    request: str = "Segment the"  # stands before words, in place of the instruction or on a line after the image
     after_image: str = "</img>"  # right after the image tokens; a question follows on a new line
     answer: str = "<|im_end|>\n<|im_start|>assistant\n"  # between the user's turn and the answer
     end: str = "<|im_end|>"  # closes the answer
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A whole uLLSAM: SAM, the language model, and the module that joins them."""
 
     name: str = "paper"  # name shown in tables
@@ -57,6 +110,8 @@ class ModelConfig:
     vlsa: str = "paper"  # registered VLSA variant; "none" leaves SAM as it is
     vlsa_options: dict = field(default_factory=dict)  # keyword arguments of the variant
     shuffle_ratio: float = 0.5  # pixel shuffle: each side of the grid shrinks by this factor
+    token_length: float = 0.0  # balances image tokens and scales them to a word's length, see vlsa.TokenBalance; 0: neither
+    centred_states: bool = False  # hidden states without their running mean, see vlsa.CentredStates; not so in the paper
 
     def to_dict(self) -> dict:
         """The settings as plain JSON values."""
@@ -113,7 +168,7 @@ def fast() -> bool:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One training stage as the paper has it; the defaults are shared by all stages.
 
     A room of the package, or a student, adds settings by deriving from it, and says with them what a stage is
@@ -138,10 +193,12 @@ class TrainConfig:
     save_every: int = 200  # optimiser steps between checkpoints
     log_every: int = 10  # optimiser steps between log lines
     workers: int = 0  # data-loading processes
+    word_fraction: float = 0.0  # fraction of stage 3's steps that ask by words, see data/wordviews.py; none in the paper
+    vlsa_lr_scale: float = 1.0  # factor on the rate of VLSA, which starts afresh beside a decoder that has learnt
 
     def lr_scale(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""
-        return 1.0
+        return self.vlsa_lr_scale if name.removeprefix("model.").startswith("vlsa.") else 1.0
 
     @property
     def uniform(self) -> bool:

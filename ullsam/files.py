@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ullsam.data.text import read_text
 from ullsam.errors import InputError, reason
 
 ALONE = "save the weights alone (torch.save(model.state_dict(), ...)) and load that file"
@@ -118,16 +119,17 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, remedy: str = "get it again") -> dict:
     """The dictionary in a JSON file; a missing or damaged file is one sentence."""
+    if not Path(path).exists():
+        raise InputError(f"{path} is missing; download it beside the weights.")
+    text = read_text(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; download it beside the weights.") from error
-    except ValueError as error:  # not JSON, not text
-        raise InputError(f"{path} is not JSON ({error}); get it again.") from error
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); {remedy}.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}, not a dictionary; get it again.")
+        raise InputError(f"{path} holds a {type(values).__name__}, not a dictionary; {remedy}.")
     return values
 
 
@@ -205,23 +207,25 @@ def write_safetensors(folder: str | Path, state: dict[str, Tensor], shard_bytes:
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A place to write a file to, in a folder that is made; it takes its name when all is written, and vanishes when
-    something fails.
+    something fails. A link stays and its target is written; a device or a pipe, such as /dev/null, is written in place.
 
     Raises:
         InputError: the file cannot be written, for example because the disk is full.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    path = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    special = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    part = path if special else path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(part, path)
+        if not special:
+            part.chmod(0o644)  # safetensors makes files that only their owner can read
+            os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path} could not be written ({error}); is the disk full or write-protected?") from error
     finally:
-        if path.parent.is_dir():
-            part.unlink(missing_ok=True)
+        if not special and os.path.lexists(part):
+            part.unlink()
 
 
 @contextmanager

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ullsam.accel.weights16 import HalfLinear, widen_in_use
+from ullsam.accel.weights16 import HalfLinear
 from ullsam.config import LlmConfig
-from ullsam.errors import InputError, reason
-from ullsam.files import check_names, check_shapes
+from ullsam.errors import InputError
+from ullsam.pretrained import add_lora, find_lm, open_described
+from ullsam.types import LanguageStates
 
-FOLDERS: dict[str, Callable[[], Path]] = {}  # names that stand for a folder which a room of the package makes
-OPENERS: list[Callable] = []  # (folder or hub name, dtype) -> (model, tokenizer), or None where it is not theirs
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Row = tuple[list[int], list[int], list[int]]  # token ids of a text: what stands before the words, the words, what follows
+
+
+class ImageMemory(NamedTuple):
+    """What a language model keeps of B images that it has read."""
+
+    states: LanguageStates  # without words
+    cache: list[tuple[Tensor, Tensor]]  # keys and values of each layer, up to where words would stand
 
 
 class LanguageModel(nn.Module):
     """A causal language model, its tokenizer and the chat template with a place for image tokens.
 
-    The sequence is: constant text, N image tokens, question, answer. Being causal, the states at the image tokens depend
-    on the image alone. Letters: B images, N image tokens, D width, L text tokens.
+    The sequence is: constant text (or words), N image tokens, question (or words), answer. Being causal, the states at the
+    image tokens depend on the image and the text before it alone. Letters: B images, N image tokens, D width, L tokens.
     """
 
     def __init__(self, lm: nn.Module, tokenizer, config: LlmConfig):
@@ -48,33 +55,121 @@ class LanguageModel(nn.Module):
         x = self.lm.get_input_embeddings()(torch.tensor(ids, device=weight.device))  # (L, D)
         return x.expand(batch, -1, -1)
 
-    def hidden(self, image_tokens: Tensor) -> Tensor:
-        """Last hidden states, after the final norm, at the image tokens: (B, N, D) -> (B, N, D)."""
-        before = self.embed(self.ids(self.config.before_image), len(image_tokens))
-        x = torch.cat([before, image_tokens.to(before.dtype)], dim=1)  # (B, L + N, D)
-        states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
-        return states[:, before.shape[1] :].to(image_tokens.dtype)
+    def read(
+        self,
+        image_tokens: Tensor,
+        words: Sequence[str | None] | None = None,
+        reads: str = "before",
+        layers: Sequence[int] = (),
+        memory: ImageMemory | None = None,
+    ) -> LanguageStates:
+        """Hidden states, after the final norm, at B images' tokens and at the words about each.
+
+        Args:
+            image_tokens: (B, N, D).
+            words: one text per image; None is the constant instruction, or, after the image, what closes it.
+            reads: whether words stand "before" the image or "after" it, where its own states do not depend on them.
+            layers: numbers of further layers whose states are wanted, 1 for the first.
+            memory: what `remember` kept of the same images and layers, for words after them.
+        """
+        texts = tuple(words or [None] * len(image_tokens))
+        if reads == "before":
+            return self._read_all(image_tokens, texts, [self._before(x) for x in texts], None, layers)
+        rows = [self._after(x) for x in texts]
+        if memory is None or any(texts) != all(texts):
+            return self._read_all(image_tokens, texts, [self._before(None)] * len(texts), rows, layers)
+        known = memory.states.map(lambda _, x: x.expand(len(texts), -1, -1))
+        if not any(texts):
+            return replace(known, valid=known.valid.expand(len(texts), -1), texts=texts)
+        from transformers import DynamicCache
+
+        rows = [([], phrase, []) for _, phrase, _ in rows]
+        cache = DynamicCache([[x.expand(len(texts), -1, -1, -1) for x in pair] for pair in memory.cache])
+        found = self._states(self._embed_rows(rows), layers, cache=cache)
+        return _collect(found, {0: known.image} | {n: x.image for n, x in known.layers.items()}, texts, rows, 0)
+
+    def remember(self, image_tokens: Tensor, layers: Sequence[int] = ()) -> ImageMemory:
+        """Reads B images and what stands between them and words, so that words cost their own tokens only (a KV cache)."""
+        from transformers import DynamicCache
+
+        count, cache = len(image_tokens), DynamicCache()
+        (opening, closing, _), (asking, *_) = self._after(None), self._after("")
+        rows = [(opening, closing, asking[len(closing) :])] * count
+        none, before = (None,) * count, [self._before(None)] * count
+        states = self._read_all(image_tokens, none, before, rows, layers, cache)
+        return ImageMemory(states, [(layer.keys, layer.values) for layer in cache.layers])
+
+    def _read_all(self, image_tokens, texts, before, after, layers, cache=None) -> LanguageStates:
+        """One pass over the text before the images, their tokens and the text after them; the words stand in `after`, where
+        it is given, else in `before`."""
+        head, n = self._embed_rows(before, left=True), image_tokens.shape[1]
+        parts = [head, image_tokens.to(head.dtype), *([self._embed_rows(after)] if after else [])]
+        x, start = torch.cat(parts, dim=1), head.shape[1]  # (B, L, D)
+        padding = torch.tensor([start - sum(map(len, row)) for row in before], device=x.device)[:, None]  # (B, 1)
+        mask = (torch.arange(x.shape[1], device=x.device) >= padding).long() if padding.any() else None
+        found = self._states(x, layers, mask, cache)
+        images = {n_: y[:, start : start + n].to(image_tokens.dtype) for n_, y in found.items()}
+        return _collect(found, images, texts, after or before, start + n if after else padding[:, 0])
+
+    def _states(self, x: Tensor, layers: Sequence[int] = (), mask: Tensor | None = None, cache=None) -> dict[int, Tensor]:
+        """States (B, L, D) of embeddings (B, L, D): of the last layer under 0, and of further layers."""
+        wanted, depth = {"output_hidden_states": True} if layers else {}, self.lm.config.num_hidden_layers
+        if layers and not 1 <= min(layers) <= max(layers) <= depth:
+            raise InputError(f"The language model has the layers 1 to {depth}; layers is {tuple(layers)}.")
+        out = self.lm.model(None, mask, None, cache, x, use_cache=cache is not None, **wanted)
+        return {0: out.last_hidden_state, **{n: out.hidden_states[n] for n in layers}}
+
+    def _before(self, text: str | None) -> Row:
+        c = self.config
+        if text is None:
+            return [], self.ids(c.before_image), []
+        head, found, tail = c.before_image.partition(c.instruction)
+        if not found:
+            raise InputError(f"before_image does not hold the instruction {c.instruction!r}, whose place words take.")
+        return self.ids(head + c.request), self.ids(f" {text}"), self.ids(tail)
+
+    def _after(self, text: str | None) -> Row:
+        c = self.config
+        if text is None:
+            return [], self.ids(c.after_image), []
+        return self.ids(c.after_image) + self.ids(f"\n{c.request}"), self.ids(f" {text}"), []
+
+    def _embed_rows(self, rows: Sequence[Row], left: bool = False) -> Tensor:
+        """Embeddings (B, L, D) of one text per image, padded on the right or the left."""
+        ids = [sum(row, []) for row in rows]
+        length = max(map(len, ids))
+        ids = [[0] * (length - len(x)) + x if left else x + [0] * (length - len(x)) for x in ids]
+        embeddings = self.lm.get_input_embeddings()
+        return embeddings(torch.tensor(ids, device=embeddings.weight.device))
 
     def caption_loss(self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None) -> Tensor:
         """Mean cross-entropy of the answers' tokens (and of the token that ends them), given image and question."""
-        return self.hidden_and_loss(image_tokens, answers, questions)[1]
+        return self.read_and_loss(image_tokens, answers, questions)[1]
 
-    def hidden_and_loss(
-        self, image_tokens: Tensor, answers: list[str], questions: list[str] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`hidden` and `caption_loss` for the price of one pass: what follows the image cannot change its states."""
-        before, text = self.embed(self.ids(self.config.before_image), len(answers)), self.lm.get_input_embeddings()
-        ids, is_answer = (x.to(before.device) for x in self._text_batch(questions or [""] * len(answers), answers))
-        x = torch.cat([before, image_tokens.to(before.dtype), text(ids)], dim=1)  # (B, L, D)
-        states = self.lm.model(inputs_embeds=x, use_cache=False).last_hidden_state
-        predicting = states[:, -ids.shape[1] - 1 : -1][is_answer]  # the state before a token predicts it
+    def read_and_loss(
+        self,
+        image_tokens: Tensor,
+        answers: list[str],
+        questions: list[str] | None = None,
+        reads: str = "before",
+        layers: Sequence[int] = (),
+    ) -> tuple[LanguageStates, Tensor]:
+        """`read` without words and `caption_loss` for the price of one pass: what follows cannot change earlier states."""
+        count, n = len(answers), image_tokens.shape[1]
+        before, after = self._before(None), self._after(None)
+        head, text = self._embed_rows([before] * count), self.lm.get_input_embeddings()
+        ids, is_answer = (x.to(head.device) for x in self._text_batch(questions or [""] * count, answers))
+        x = torch.cat([head, image_tokens.to(head.dtype), text(ids)], dim=1)  # (B, L, D)
+        found, start = self._states(x, layers), head.shape[1]
+        predicting = found[0][:, -ids.shape[1] - 1 : -1][is_answer]  # the state before a token predicts it
         loss = F.cross_entropy(self.lm.lm_head(predicting).float(), ids[is_answer])
-        first = before.shape[1]
-        return states[:, first : first + image_tokens.shape[1]].to(image_tokens.dtype), loss
+        images = {i: y[:, start : start + n].to(image_tokens.dtype) for i, y in found.items()}
+        row, first = (before, 0) if reads == "before" else (after, start + n)
+        return _collect(found, images, (None,) * count, [row] * count, first), loss
 
     def _text_batch(self, questions: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, L), padded on the right (a causal model does not look there), and where the answers stand."""
-        rows = [(self.ids(self._after(q)), self.ids(a + self.config.end)) for q, a in zip(questions, answers, strict=True)]
+        rows = [(self.ids(self._asked(q)), self.ids(a + self.config.end)) for q, a in zip(questions, answers, strict=True)]
         length = max(len(q) + len(a) for q, a in rows)
         ids, is_answer = (torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool))
         for i, (q, a) in enumerate(rows):
@@ -85,11 +180,11 @@ class LanguageModel(nn.Module):
     def prompt(self, image_tokens: Tensor, question: str | None) -> Tensor:
         """Embeddings (B, L, D) of all that stands before an answer: text, image tokens (B, N, D), text with the question."""
         before, after = (
-            self.embed(self.ids(x), len(image_tokens)) for x in (self.config.before_image, self._after(question))
+            self.embed(self.ids(x), len(image_tokens)) for x in (self.config.before_image, self._asked(question))
         )
         return torch.cat([before, image_tokens.to(before), after], dim=1)
 
-    def _after(self, question: str | None) -> str:
+    def _asked(self, question: str | None) -> str:
         question = f"\n{question}" if question else ""
         return self.config.after_image + question + self.config.answer
 
@@ -144,6 +239,20 @@ class LanguageModel(nn.Module):
                 module.merge() if merged else module.unmerge()
 
 
+def _collect(found: dict, images: dict, texts: tuple, rows: Sequence[Row], start: Tensor | int) -> LanguageStates:
+    """Picks the words' states out of those of a text, which begins at position `start` of `found`, layer by layer."""
+    device = found[0].device
+    first = torch.tensor([len(row[0]) for row in rows], device=device) + start  # (B,)
+    counts = torch.tensor([len(row[1]) for row in rows], device=device)
+    steps = torch.arange(int(counts.max()), device=device)
+    valid = steps < counts[:, None]  # (B, T)
+    index = torch.where(valid, first[:, None] + steps, 0)[..., None]  # (B, T, 1)
+    dtype = images[0].dtype
+    words = {n: (x.gather(1, index.expand(-1, -1, x.shape[2])) * valid[..., None]).to(dtype) for n, x in found.items()}
+    further = {n: LanguageStates(images[n], words[n], valid, texts) for n in found if n}
+    return LanguageStates(images[0], words[0], valid, texts, further)
+
+
 class _Growing:
     """What transformers' generate hands its tokens to, one after the other: passes the text so far on."""
 
@@ -156,11 +265,6 @@ class _Growing:
 
     def end(self) -> None:
         """All tokens have been seen."""
-
-
-def is_built_in(name: str) -> bool:
-    """Whether the language model comes with the package, so that a saved model need not hold it."""
-    return name == "debug" or name in FOLDERS
 
 
 def load_llm(
@@ -179,14 +283,7 @@ def load_llm(
     Raises:
         InputError: the model is not there, with what to do.
     """
-    if config.name == "debug":
-        lm, tokenizer = debug_llm()
-    else:
-        folder = FOLDERS.get(config.name, lambda: config.name)()
-        found = (opener(folder, dtype) for opener in OPENERS if pretrained and config.name not in FOLDERS)
-        opened = next((x for x in found if x is not None), None)
-        lm, tokenizer = opened or open_transformers(folder, "auto" if half else dtype, pretrained)
-        lm = widen_in_use(lm) if half else lm
+    lm, tokenizer = find_lm(config, pretrained, half, dtype)
     return as_language_model(add_lora(lm, config) if config.lora_rank else lm, tokenizer, config)
 
 
@@ -201,125 +298,5 @@ def open_saved(folder: str | Path, config: LlmConfig) -> LanguageModel:
     Raises:
         InputError: the folder does not describe a language model.
     """
-    from transformers import AutoConfig, PreTrainedTokenizerFast
-
-    try:
-        sizes = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain exceptions
-        why = reason(error)
-        raise InputError(f"{folder} does not describe a language model ({why}); copy the whole folder again.") from error
-    return as_language_model(empty_lm(sizes), tokenizer, config)
-
-
-def open_transformers(folder: str | Path, dtype: torch.dtype | str = torch.float32, pretrained: bool = True):
-    """A causal language model of transformers and its tokenizer; code that lies in the folder is never run.
-
-    Args:
-        folder: folder or hub name; dtype: of the weights, "auto": the file's; pretrained: False gives random weights.
-
-    Raises:
-        InputError: it is not there, damaged, or needs code of its own.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if not pretrained:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False), tokenizer
-    except (OSError, ValueError) as error:
-        why = "it needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason(error)
-        raise InputError(
-            f"The language model {folder} could not be loaded ({why}); check its name, or download it and pass its folder."
-        ) from error
-    return load_strictly(AutoModelForCausalLM, folder, dtype=dtype), tokenizer
-
-
-def load_strictly(kind, folder: str | Path, partial: bool = False, remedy: str = "", **options) -> nn.Module:
-    """A model of transformers whose weights all come from safetensors; by itself transformers leaves some at random.
-
-    Args:
-        kind: a class with `from_pretrained`, such as AutoModelForCausalLM.
-        folder: a folder or hub name.
-        partial: the model is a part of what the files hold, so names that are left over are fine.
-        remedy: what to do where transformers cannot load it; options: go to `from_pretrained`.
-
-    Raises:
-        InputError: names that are missing or left over, or shapes that do not fit, or what transformers says.
-    """
-    strict = dict(output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True)  # it tells, we decide
-    try:
-        with quiet_transformers():
-            model, info = kind.from_pretrained(folder, trust_remote_code=False, **strict, **options)
-    except Exception as error:  # transformers, safetensors and pickle raise many kinds
-        remedy = remedy or "download the whole repository of the model again"
-        raise InputError(f"The weights in {folder} could not be loaded ({reason(error)}); {remedy}.") from error
-    check_names(info["missing_keys"], () if partial else info["unexpected_keys"], folder)
-    check_shapes(((name, *map(tuple, shapes)) for name, *shapes in info["mismatched_keys"]), folder)
-    return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and tables of weights, which would stand between a notebook's outputs."""
-    from transformers.utils import logging
-
-    had_bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-def empty_lm(config) -> nn.Module:
-    """A causal language model of transformers without memory for its weights; its constants are there."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    rotary = lm.model.rotary_emb
-    lm.model.rotary_emb = type(rotary)(config)  # its frequencies are computed, not stored
-    return lm
-
-
-def add_lora(lm: nn.Module, config: LlmConfig) -> nn.Module:
-    """The language model with adapters of the config's rank, in float32 and without effect until they are trained."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
-    lm = inject_adapter_in_model(lora, lm)
-    for name, parameter in lm.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()  # peft gives them the type of the weights they adapt
-    return lm
-
-
-def debug_llm():
-    """A random Llama of two layers and a tokenizer with one token per byte: no file needed."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokens.pre_tokenizer, tokens.decoder = (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
-    tokens.add_special_tokens(special)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokens, eos_token=special[0], pad_token=special[0], additional_special_tokens=special[1:]
-    )
-    config = LlamaConfig(
-        vocab_size=len(alphabet),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config), tokenizer
+    lm, tokenizer = open_described(folder)
+    return as_language_model(lm, tokenizer, config)

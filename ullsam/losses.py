@@ -20,6 +20,11 @@ def bce_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(1).mean(1)
 
 
+def presence_logit(logits: Tensor, pixels: int = 16) -> Tensor:
+    """Whether there is anything: the mean of each mask's surest logits, (M, h, w) -> (M,)."""
+    return logits.flatten(1).float().topk(pixels).values.mean(1)
+
+
 @torch.no_grad()
 def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of each thresholded mask with the truth, (M, H, W) -> (M,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
 from ullsam.errors import InputError
 from ullsam.files import assign, cast, local_folder, read_safetensors, write_json, write_safetensors
-from ullsam.llm import LanguageModel, is_built_in, load_llm, open_saved
+from ullsam.llm import ImageMemory, LanguageModel, load_llm, open_saved
+from ullsam.pretrained import is_built_in
 from ullsam.sam import build_sam, normalise, per_instance
-from ullsam.types import ImageFeatures, Prompts
-from ullsam.vlsa import VisionProjection, VlsaShape, build_vlsa, inject_knowledge
+from ullsam.types import ImageFeatures, LanguageStates, Prompts
+from ullsam.vlsa import CentredStates, VisionProjection, VlsaShape, build_vlsa, inject_knowledge
+
+MOST_LETTERS = 200  # of a phrase that is to be segmented
 
 
 class ULLSAM(nn.Module, PyTorchModelHubMixin):
@@ -32,12 +36,13 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.config, self.sam, self.llm = config, sam, llm
         c = config.sam
-        self.projection = self.vlsa = None
+        self.projection = self.vlsa = self.centre = None
         if llm is not None:
-            self.projection = VisionProjection(c.out_chans, llm.dim, config.shuffle_ratio)
+            self.projection = VisionProjection(c.out_chans, llm.dim, config.shuffle_ratio, config.token_length)
         if llm is not None and config.vlsa != "none":
             shape = VlsaShape(llm.dim, c.out_chans, (c.grid, c.grid), config.shuffle_ratio)
             self.vlsa = build_vlsa(config.vlsa, shape, **config.vlsa_options)
+            self.centre = CentredStates(llm.dim, self.vlsa.layers) if config.centred_states else nn.Identity()
 
     # ---------------------------------------------------------------- the paper's method
 
@@ -46,16 +51,38 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         self.llm_or_raise()
         return self.projection(features.described.detach())
 
-    def knowledge(self, features: ImageFeatures) -> Tensor | None:
-        """Vision-language knowledge of B images, once per image; None where the model has no VLSA.
+    def knowledge(
+        self, features: ImageFeatures, words: str | Sequence[str] | None = None, memory: ImageMemory | None = None
+    ) -> Tensor | None:
+        """Vision-language knowledge of B images, once per image and phrase; None where the model has no VLSA.
 
-        Source: paper, Eq. 1. The text H_t stands before the image and is constant, and the language model is causal, so
-        this depends on the image alone.
+        Source: paper, Eq. 1. The language model is causal: without words, its text before the image is constant and this
+        depends on the image alone.
+
+        Args:
+            words: what to segment, one text for all images or one for each; None is the paper's constant instruction.
+            memory: what `remember` returned for these features; a new phrase then costs its own tokens only.
         """
         if self.vlsa is None:
+            if words is not None:
+                raise InputError(
+                    f"Model {self.config.name} has no VLSA and cannot follow words; load 'tiny' or leave them out."
+                )
             return None
-        h_hid = self.llm.hidden(self.image_tokens(features))  # H_hid = f_llm(concat(M_proj x pix(H_v, 0.5), H_t))
+        h_hid = self.states(features, words, memory)  # H_hid = f_llm(concat(M_proj x pix(H_v, 0.5), H_t))
         return self.vlsa(h_hid)  # alpha x VLSA(H_hid) + beta, see vlsa.py
+
+    def states(self, features: ImageFeatures, words=None, memory: ImageMemory | None = None) -> LanguageStates:
+        """H_hid, what VLSA gets: the language model's states, centred where the model does so; arguments as `knowledge`."""
+        texts = check_words(words, len(features.embedding))
+        found = self.llm.read(self.image_tokens(features), texts, self.vlsa.reads, self.vlsa.layers, memory)
+        return self.centre(found)
+
+    def remember(self, features: ImageFeatures) -> ImageMemory | None:
+        """Reads B images once, for `knowledge` with many phrases after them; None where a variant has them read again."""
+        if self.vlsa is None or self.vlsa.reads == "before":
+            return None
+        return self.llm.remember(self.image_tokens(features), self.vlsa.layers)
 
     def segment(self, features: ImageFeatures, prompts: Prompts, knowledge: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mask logits (B, I, 4, 4h, 4w) and estimated IoU (B, I, 4) of I prompted objects in each of B images.
@@ -206,6 +233,25 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         if self.llm is None:
             raise InputError(f"Model {self.config.name} has no language model; load one that has, for example 'tiny'.")
         return self.llm
+
+
+def check_words(words: str | Sequence[str] | None, count: int) -> list[str] | None:
+    """One text per image without spaces around it or an article, or None.
+
+    Raises:
+        InputError: empty or very long words, something else than text, or another number of texts.
+    """
+    if words is None:
+        return None
+    texts = [words] * count if isinstance(words, str) else list(words)
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"words must be one text, or one for each of {count} images, such as 'nuclei'; not {words!r:.80}.")
+    texts = [re.sub(r"^(the|an?|all)\b ?", "", " ".join(text.split()), flags=re.IGNORECASE) for text in texts]
+    if not all(texts):
+        raise InputError("words is empty; say what to segment, such as 'nuclei', or leave words out.")
+    if (longest := max(map(len, texts))) > MOST_LETTERS:
+        raise InputError(f"words has {longest} letters; name the object in at most {MOST_LETTERS}, such as 'nuclei'.")
+    return texts
 
 
 def _open_language(folder: Path, config: ModelConfig, dtype: torch.dtype) -> LanguageModel | None:

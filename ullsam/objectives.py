@@ -40,7 +40,9 @@ class SegmentationObjective(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         features = encode_batch(self.model, batch)
-        logits, _ = self.model.segment(features, batch["prompts"], self.model.knowledge(features))
+        words = batch.get("words") if self.model.vlsa is not None else None
+        knowledge = self.model.knowledge(features, words)
+        logits, _ = self.model.segment(features, batch["prompts"], knowledge)
         truth, valid = batch["truth"].flatten(0, 1).float(), batch["valid"].flatten()  # (B, I, ...) -> (B*I, ...)
         parts = mask_losses(logits[:, :, 0].flatten(0, 1), truth, valid)
         return {"loss": parts["bce"] + parts["dice"], **parts}

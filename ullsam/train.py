@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -124,7 +125,7 @@ def fit(
     accelerator = _accelerator(config)
     stage = find_stage(config)
     stage = stage if objective is None else replace(stage, objective=objective)
-    run = _Run(model, config, stage, Path(folder), accelerator)
+    run = _Run(model, config, stage, Path(folder), accelerator, mixture.facts)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes
     batches = stage.batches(mixture, config, sam.image_size, sam.patch_size, count, stage.targets)
     with less_memory(model.layers(), config.recompute):
@@ -152,7 +153,7 @@ def _accelerator(config: TrainConfig):
 class _Run:
     """State of one training run: what fit needs to step, log, save and go on."""
 
-    def __init__(self, model: ULLSAM, config: TrainConfig, stage: Stage, folder: Path, accelerator):
+    def __init__(self, model: ULLSAM, config: TrainConfig, stage: Stage, folder: Path, accelerator, data: dict):
         if model.llm is not None:
             model.llm.merge_lora("llm" not in stage.trained)
         self.config, self.stage, self.folder, self.accelerator = config, stage, folder, accelerator
@@ -160,10 +161,14 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             objective = stage.objective(model, config)
-        self.named = self._trained(model, objective)
+        self.named, self.buffers = self._trained(model, objective), dict(model.named_buffers())
+        begun, goes_on = model.__dict__.setdefault("_begun", {}), (folder / "checkpoint.pt").is_file()
+        known = begun.get(folder.resolve()) if goes_on else None  # the same model again, which the run has changed
+        self.start = {"start": known or fingerprint(model.own_state()), "data": data}
+        begun[folder.resolve()] = self.start["start"]
         self.step, self.logs, self.seconds = 0, [], 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        stored = self._load() if (folder / "checkpoint.pt").is_file() else None
+        stored = self._load() if goes_on else None
         if self.sharded:  # this process keeps its part of every weight; the trained ones are new objects afterwards
             if not config.uniform:
                 raise InputError(
@@ -257,7 +262,8 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "logs": self.logs,
-            "model": self.whole(dict(self.named)),
+            "model": self.whole(dict(self.named) | self.buffers),
+            **self.start,
             "optimizer": optimizer | {"state": {i: self.whole(values) for i, values in optimizer["state"].items()}},
         }
         if self.accelerator.is_main_process:
@@ -276,18 +282,29 @@ class _Run:
             stored | {"objective": state.get("objective", objective)},
             asdict(self.config) | {"objective": objective},
         )
+        stored, now = stored | {k: state.get(k, x) for k, x in self.start.items()}, now | self.start
         changed = [k for k in stored | now if stored.get(k) != now.get(k)]
         if changed:
             raise InputError(f"{path} belongs to a run with other {', '.join(changed)}; use another folder or delete it.")
         if (count := state.get("processes", 1)) != self.accelerator.num_processes:
             raise InputError(f"{path} belongs to a run of {count} processes; start as many, or use another folder.")
         with torch.no_grad():
-            for name, parameter in self.named:
-                parameter.copy_(state["model"][name])
+            for name, tensor in (dict(self.named) | self.buffers).items():
+                if name in state["model"] or name not in self.buffers:
+                    tensor.copy_(state["model"][name])
         self.step, self.logs, self.seconds = state["step"], state["logs"], state["seconds"]
         if self.accelerator.is_main_process:  # lines after the checkpoint are dropped
             (self.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.logs))
         return state["optimizer"]
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """Tells weights apart: a hash of their names, shapes and about a thousand values of each."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, x in sorted(state.items()):
+        values = full_tensor(x.detach()).flatten()[:: max(1, x.numel() // 1000)].float().cpu()
+        found.update(f"{name} {tuple(x.shape)}".encode() + values.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _loader(batches: Batches, first: int, workers: int, accelerator) -> DataLoader:

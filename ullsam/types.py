@@ -1,13 +1,16 @@
-"""What passes between the parts of the model: prompts and image features.
+"""What passes between the parts of the model: prompts, image features, and what the language model makes of them.
 
-Letters: B images, I objects (prompts) of one image, P points, C SAM width, D encoder width, h w feature grid.
+Letters: B images, I objects (prompts) of one image, P points, C SAM width, D encoder or LLM width, N image tokens, T words'
+tokens, h w feature grid.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -48,3 +51,32 @@ class ImageFeatures:
     def float(self) -> ImageFeatures:
         """The same in float32."""
         return replace(self, embedding=self.embedding.float(), states=None if self.states is None else self.states.float())
+
+
+@dataclass(frozen=True)
+class LanguageStates:
+    """Hidden states of the language model that read B images, with words about each: what a VLSA variant gets."""
+
+    image: Tensor  # (B, N, D), of the last layer at the image tokens
+    words: Tensor | None = None  # (B, T, D), of the last layer at the words' tokens, padded on the right
+    valid: Tensor | None = None  # bool (B, T), False where words is padding
+    texts: tuple[str | None, ...] = ()  # the words themselves, one text per image; None: the constant instruction
+    layers: dict[int, LanguageStates] = field(default_factory=dict)  # the same of further layers, by their number
+
+    @property
+    def last(self) -> Tensor:
+        """The state at each text's last token, (B, D)."""
+        ends = self.valid.sum(1) - 1  # (B,)
+        return self.words[torch.arange(len(ends), device=ends.device), ends]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean state over each text's tokens, (B, D)."""
+        weights = self.valid[..., None].to(self.words.dtype)  # (B, T, 1)
+        return (self.words * weights).sum(1) / weights.sum(1)
+
+    def map(self, change: Callable[[str, Tensor], Tensor], where: str = "") -> LanguageStates:
+        """The same with all states changed: `change` is called with a name, such as "image" or "words12", and states."""
+        words = None if self.words is None else change(f"words{where}", self.words)
+        layers = {n: x.map(change, str(n)) for n, x in self.layers.items()}
+        return replace(self, image=change(f"image{where}", self.image), words=words, layers=layers)

@@ -1,10 +1,12 @@
 """Vision-Language Semantic Alignment: from image features to LLM tokens and from LLM states back to SAM's prompts.
 
-Letters: B images, I objects of one image, P prompt tokens, N image tokens, D LLM width, C SAM width, h w feature grid.
+Letters: B images, I objects of one image, P prompt tokens, N image tokens, T words' tokens, D LLM width, C SAM width, h w
+feature grid.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ullsam.errors import InputError
+from ullsam.types import LanguageStates
 
 
 def pixel_shuffle(x: Tensor, ratio: float = 0.5) -> Tensor:
@@ -50,17 +53,78 @@ def norm_mlp(inputs: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn
 class VisionProjection(nn.Module):
     """M_proj x pix(H_v, 0.5): features (B, C, h, w) -> image tokens (B, N, D) of the LLM, N = h*w*ratio^2.
 
+    Args:
+        length: to which balanced tokens are scaled, that of the language model's words; 0 (the paper): tokens as they come.
+
     Source: paper, section 3.2.1.
     """
 
-    def __init__(self, sam_dim: int, llm_dim: int, ratio: float = 0.5):
+    def __init__(self, sam_dim: int, llm_dim: int, ratio: float = 0.5, length: float = 0.0):
         super().__init__()
         self.ratio = ratio
         self.mlp = norm_mlp(round(sam_dim / ratio**2), llm_dim, llm_dim)
+        self.balance = TokenBalance(llm_dim, length) if length else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         x = pixel_shuffle(features.permute(0, 2, 3, 1), self.ratio)  # (B, C, h, w) -> (B, h/2, w/2, 4C)
-        return self.mlp(x.flatten(1, 2))  # (B, N, 4C) -> (B, N, D)
+        return self.balance(self.mlp(x.flatten(1, 2)))  # (B, N, 4C) -> (B, N, D)
+
+
+class RunningMean(nn.Module):
+    """Takes away what all images have in common: the mean (D,) over images and positions, gathered while training.
+
+    The first steps count alike, later ones with `rate`, so that the mean follows weights that change. It is a buffer:
+    saved with the model, and 0 before any training.
+    """
+
+    def __init__(self, dim: int, rate: float = 0.01):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1).clamp_(max=1 / self.rate)
+            now = x.detach().float().flatten(0, -2).mean(0)  # (..., D) -> (D,)
+            self.mean.lerp_(now, 1 / self.steps)
+        return x - self.mean.to(x.dtype)
+
+
+class TokenBalance(nn.Module):
+    """Image tokens without the constant that all of them contain, as long as words: half of their power tells positions
+    apart, half tells images apart. Tokens as they come are many times longer than words, and nearly all of it is constant.
+    """
+
+    def __init__(self, dim: int, length: float):
+        super().__init__()
+        self.length = length
+        self.common = RunningMean(dim)
+        self.register_buffer("power", torch.ones(2))  # mean squared length of the two parts
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        image = tokens.mean(1, keepdim=True)  # (B, 1, D), what the positions of an image have in common
+        parts = (tokens - image, self.common(image))
+        if self.training:
+            now = torch.stack([x.detach().float().square().sum(-1).mean() for x in parts])
+            self.power.lerp_(now, 1 / self.common.steps)
+        scales = self.length / (2 * self.power + 1e-6).sqrt()
+        return sum(x * scale for x, scale in zip(parts, scales.to(tokens.dtype), strict=True))
+
+
+class CentredStates(nn.Module):
+    """Hidden states without their running means, one for the image tokens and one for the words of each layer.
+
+    A constant makes up most of what a language model's states are; VLSA's layer norm would keep it and lose the rest.
+    """
+
+    def __init__(self, dim: int, layers: tuple[int, ...] = ()):
+        super().__init__()
+        names = [f"{kind}{layer}" for layer in ("", *layers) for kind in ("image", "words")]
+        self.means = nn.ModuleDict({name: RunningMean(dim) for name in names})
+
+    def forward(self, states: LanguageStates) -> LanguageStates:
+        return states.map(lambda name, x: self.means[name](x))
 
 
 @dataclass(frozen=True)
@@ -74,15 +138,32 @@ class VlsaShape:
 
 
 class VLSA(nn.Module):
-    """Base class of all variants: `forward` once per image, `inject` once per set of prompts."""
+    """Base class of all variants: `forward` once per image and phrase, `inject` once per set of prompts.
+
+    `reads` says where the words stand: "before" the image, so that the states at its tokens depend on them (and the image
+    is read again for each phrase), or "after" it, where a new phrase costs its own few tokens. `layers` are numbers of
+    further layers whose states `forward` wants. A class sets them, or its constructor.
+    """
+
+    reads: str = "before"
+    layers: tuple[int, ...] = ()
 
     def __init__(self, shape: VlsaShape):
         super().__init__()
         self.shape = shape
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (B, N, D): LLM states at the image tokens -> knowledge (B, ...), computed once per image."""
-        raise NotImplementedError("A VLSA variant defines forward(hidden) -> knowledge.")
+    def __call__(self, states: LanguageStates | Tensor) -> Tensor:
+        """`forward` of LanguageStates where its argument is called states, else of the states (B, N, D) at image tokens."""
+        if "states" in inspect.signature(self.forward).parameters:
+            return super().__call__(LanguageStates(states) if isinstance(states, Tensor) else states)
+        return super().__call__(states if isinstance(states, Tensor) else states.image)
+
+    def forward(self, states: LanguageStates) -> Tensor:
+        """States of B images and the words about each -> knowledge (B, ...), computed once per image and phrase.
+
+        A variant that needs no words may be written as forward(self, hidden) and gets hidden (B, N, D) = states.image.
+        """
+        raise NotImplementedError("A VLSA variant defines forward(states) -> knowledge.")
 
     def inject(self, knowledge: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """Puts knowledge into SAM's prompts.
@@ -146,13 +227,16 @@ def build_vlsa(name: str, shape: VlsaShape, **options) -> VLSA:
     return variants[name](shape, **options)
 
 
-def _built_in(name: str):
+def built_in(name: str):
+    """Class decorator of the package's own variants, whose names cannot be taken."""
     return lambda cls: _BUILT_IN.setdefault(name, cls)
 
 
-@_built_in("paper")
+@built_in("paper")
 class PaperVLSA(VLSA):
     """The paper's module: MLP, inverse pixel shuffle, channel norm, then alpha * x + beta replaces the dense prompt.
+
+    Words change its instruction ("Segment the mitochondrion" for "Describe the image in detail").
 
     Source: paper, section 3.2.1 and Table 1 (`learned_scale_shift`, `dropout`); the order of steps is the official code's.
     """
@@ -164,43 +248,11 @@ class PaperVLSA(VLSA):
         self.scale = nn.Parameter(torch.full((1,), 0.1)) if learned_scale_shift else None
         self.shift = nn.Parameter(torch.zeros(1)) if learned_scale_shift else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        x = pixel_unshuffle(to_grid(self.mlp(hidden)), self.shape.ratio)  # (B, N, 4C) -> (B, h, w, C)
+    def forward(self, states: LanguageStates) -> Tensor:
+        x = pixel_unshuffle(to_grid(self.mlp(states.image)), self.shape.ratio)  # (B, N, 4C) -> (B, h, w, C)
         x = F.layer_norm(x, x.shape[-1:])  # over the channels of each position, without parameters
         x = x if self.scale is None else x * self.scale + self.shift
         return x.permute(0, 3, 1, 2)  # (B, C, h, w)
-
-
-@_built_in("residual")
-class ResidualVLSA(PaperVLSA):
-    """Adds the paper's knowledge to SAM's own dense prompt behind a gate that starts closed: training begins as SAM."""
-
-    def __init__(self, shape: VlsaShape, dropout: float = 0.0):
-        super().__init__(shape, learned_scale_shift=False, dropout=dropout)
-        self.gate = nn.Parameter(torch.zeros(1))
-
-    def inject(self, knowledge: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        return sparse, dense + self.gate.tanh() * knowledge
-
-
-@_built_in("tokens")
-class TokenVLSA(VLSA):
-    """Hands knowledge over as a few extra prompt tokens beside the points; the dense prompt stays SAM's own."""
-
-    def __init__(self, shape: VlsaShape, count: int = 4, heads: int = 4):
-        super().__init__(shape)
-        self.norm = nn.LayerNorm(shape.llm_dim)
-        self.states = nn.Linear(shape.llm_dim, shape.sam_dim)
-        self.queries = nn.Parameter(torch.randn(count, shape.sam_dim) * 0.02)
-        self.attention = nn.MultiheadAttention(shape.sam_dim, heads, batch_first=True)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        states = self.states(self.norm(hidden))  # (B, N, D) -> (B, N, C)
-        queries = self.queries.expand(len(hidden), -1, -1)  # (B, count, C)
-        return self.attention(queries, states, states, need_weights=False)[0]
-
-    def inject(self, knowledge: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([sparse, knowledge], dim=1), dense  # (I, P + count, C)
 
 
 def to_grid(tokens: Tensor) -> Tensor:

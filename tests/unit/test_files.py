@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import pickle
 import re
+import stat
 import sys
 from pathlib import Path
 
@@ -12,7 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from ullsam import InputError
-from ullsam.files import assign, cast, local_folder, read_json, read_safetensors, read_torch, whole, write_safetensors
+from ullsam.files import (
+    assign,
+    cast,
+    local_folder,
+    read_json,
+    read_safetensors,
+    read_torch,
+    whole,
+    write_json,
+    write_safetensors,
+)
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4), "c.weight": torch.zeros(2, 2)}
 
@@ -126,7 +138,12 @@ def test_an_index_that_points_elsewhere_is_refused(shards, content):
 def test_damaged_json_is_named(tmp_path):
     with pytest.raises(InputError, match="config.json is missing"):
         read_json(tmp_path / "config.json")
-    for content, sentence in (("{", "is not JSON"), ("[1]", "holds a list")):
+    for content, sentence in (
+        ("{", "is not JSON"),
+        ("[1]", "holds a list"),
+        ("[" * 10**5, "is not JSON"),
+        ("\0", "not text"),
+    ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(InputError, match=sentence):
             read_json(tmp_path / "config.json")
@@ -200,6 +217,38 @@ def test_folders_are_made_and_files_in_their_place_are_named(tmp_path):
         read_safetensors(tmp_path / "absent.safetensors")
     with pytest.raises(InputError, match="c.txt is a file where a folder is needed; give the model's folder"):
         local_folder(tmp_path / "a" / "b" / "c.txt")
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name, target in (("a.json", "disk/a.json"), ("new.json", "disk/new.json")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "disk" / "a.json").write_text("old")
+    for name in ("a.json", "new.json"):
+        write_json(tmp_path / name, {"a": 1})
+        assert (tmp_path / name).is_symlink() and read_json(tmp_path / "disk" / name) == {"a": 1}
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["a.json", "new.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_device_or_a_pipe_is_written_in_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write_json(tmp_path / name, {"a": 1})
+        assert json.loads(os.read(reader, 100)) == {"a": 1}
+        os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and (tmp_path / "link").is_symlink()
+    write_json("/dev/null", {"a": 1})
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode) and not Path("/dev/null.part").exists()
+
+
+def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path):
+    for name in ("a" * 300, "a" * 253):
+        with pytest.raises(InputError, match="could not be written .*File name too long"):
+            write_json(tmp_path / name, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_hub_names_are_fetched_without_code_or_pickles(tmp_path, monkeypatch):

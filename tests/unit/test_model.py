@@ -66,13 +66,94 @@ def test_a_mask_prompt_keeps_its_own_dense_embedding(model):
 def test_knowledge_depends_on_the_image_alone(model):
     features = model.encode(pixels(model, 2))
     tokens = model.image_tokens(features)
-    hidden = model.llm.hidden(tokens)
+    hidden = model.llm.read(tokens).image
     before = len(model.llm.ids(model.llm.config.before_image))
     for answer in ("three nuclei", "a very different and longer caption"):
         ids = model.llm.ids(model.llm.config.after_image + answer)
         parts = [model.llm.embed(model.llm.ids(model.llm.config.before_image), 2), tokens, model.llm.embed(ids, 2)]
         states = model.llm.lm.model(inputs_embeds=torch.cat(parts, 1)).last_hidden_state
         torch.testing.assert_close(states[:, before : before + tokens.shape[1]], hidden, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["paper", "last_word"])  # words before the image and after it
+@torch.no_grad()
+def test_knowledge_follows_words_of_one_image_or_each(name):
+    model = ULLSAM.from_preset("debug", vlsa=name)
+    features = model.encode(pixels(model, 2))
+    none, nucleus, each = (model.knowledge(features, x) for x in (None, "nucleus", ["nucleus", "the neurite"]))
+    assert not torch.equal(none, nucleus)
+    torch.testing.assert_close(each[0], nucleus[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(each[1], nucleus[1], atol=1e-4)
+    torch.testing.assert_close(model.knowledge(features, " nucleus \n"), nucleus)  # spaces around words say nothing
+    states = model.states(features, ["nucleus", "the neurite"])
+    assert states.texts == ("nucleus", "the neurite") and torch.equal(model.vlsa(states), each)
+
+
+@torch.no_grad()
+def test_an_image_is_remembered_where_words_stand_after_it():
+    model = ULLSAM.from_preset("debug", vlsa="last_word")
+    features = model.encode(pixels(model, 2))
+    memory = model.remember(features)
+    for words in (None, "nucleus", ["nucleus", "the neurite"]):
+        again, first = model.knowledge(features, words, memory), model.knowledge(features, words)
+        torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-4)
+    for other in (ULLSAM.from_preset("debug"), ULLSAM.from_preset("debug", vlsa="none")):  # reads it again; has no VLSA
+        assert other.remember(features) is None
+
+
+BAD_WORDS = {
+    "empty": ("", "words is empty; say what to segment, such as 'nuclei', or leave words out"),
+    "spaces": (" \n", "words is empty"),
+    "one of two empty": (["nuclei", ""], "words is empty"),
+    "very long": ("x" * 201, "words has 201 letters; name the object in at most 200"),
+    "a number": (3, "words must be one text, or one for each of 2 images, such as 'nuclei'; not 3"),
+    "bytes": (b"nuclei", "words must be one text"),
+    "texts and none": (["nuclei", None], "words must be one text, or one for each of 2 images"),
+    "three for two images": (["a", "b", "c"], "one for each of 2 images"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WORDS)
+def test_bad_words_get_a_sentence(model, case):
+    words, sentence = BAD_WORDS[case]
+    with pytest.raises(InputError, match=sentence):
+        model.knowledge(model.encode(pixels(model, 2)), words)
+
+
+def test_any_letters_and_the_longest_words_are_read(model):
+    with torch.no_grad():
+        for words in ("细胞核", "größter Zellkern", "🔬", "x" * 200):
+            assert model.knowledge(model.encode(pixels(model)), words).isfinite().all()
+
+
+@pytest.mark.parametrize("changes", [{"llm": None, "vlsa": "none"}, {"vlsa": "none"}])
+def test_words_for_a_model_without_knowledge_get_a_sentence(changes):
+    model = ULLSAM.from_preset("debug", **changes)
+    features = model.encode(pixels(model))
+    assert model.knowledge(features) is None
+    with pytest.raises(InputError, match="Model debug has no VLSA and cannot follow words; load 'tiny' or leave them out"):
+        model.knowledge(features, "nuclei")
+
+
+def test_a_centred_model_saves_and_loads_its_means(tmp_path):
+    layers = {"vlsa": "layers", "vlsa_options": {"layers": (1,)}}
+    model = ULLSAM.from_preset("debug", centred_states=True, token_length=3.2, **layers)
+    features = model.encode(pixels(model, 2))
+    with torch.no_grad():
+        before = model.knowledge(features, "nucleus")
+        for _ in range(3):
+            model.train().knowledge(features, ["nucleus", "axon"])
+        after = model.eval().knowledge(features, "nucleus")
+    assert not torch.equal(after, before)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    buffers = {k for k, _ in again.named_buffers() if not k.startswith(("sam", "llm"))}
+    expected = {f"centre.means.{name}.{x}" for name in ("image", "words", "image1", "words1") for x in ("mean", "steps")}
+    assert buffers == expected | {f"projection.balance.{x}" for x in ("power", "common.mean", "common.steps")}
+    assert all(torch.equal(x, model.get_buffer(k)) for k, x in again.named_buffers())
+    assert again.centre.means["words1"].steps == 3 and again.centre.means["words1"].mean.any()
+    with torch.no_grad():
+        assert torch.equal(again.knowledge(features, "nucleus"), after)
 
 
 def test_no_gradient_of_knowledge_reaches_the_encoder(model):

@@ -133,3 +133,100 @@ def test_bad_images_get_a_sentence_and_keep_the_old_state(ready, image):
 
 def test_results_need_no_gradient(ready):
     assert not torch.is_grad_enabled() or not ready.view.features.embedding.requires_grad
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A model whose knowledge is the state of the last word, behind the image."""
+    return ULLSAM.from_preset("debug", vlsa="last_word", centred_states=True)
+
+
+IMAGE = np.random.default_rng(3).integers(0, 256, (40, 70), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["paper", "last_word", "film", "cross_attention"])
+def test_words_change_the_mask_of_the_same_click(name):
+    predictor = Predictor(ULLSAM.from_preset("debug", vlsa=name))
+    predictor.set_image(IMAGE)
+    none, one, other, again = (predictor.predict([[20, 20]], [1], words=x) for x in (None, "nucleus", "cell", "nucleus"))
+    assert not np.allclose(one.logits, other.logits) and not np.allclose(one.logits, none.logits)
+    np.testing.assert_array_equal(again.logits, one.logits)
+    with torch.no_grad():
+        features = predictor.view.features
+        knowledge = predictor.model.knowledge(features, "nucleus")
+    np.testing.assert_allclose(predictor.knowledge("nucleus"), knowledge, rtol=1e-3, atol=1e-4)
+
+
+def test_words_with_boxes_candidates_and_many_objects(listener):
+    predictor = Predictor(listener)
+    predictor.set_image(IMAGE)
+    points = np.random.default_rng(0).random((11, 2, 2)) * [69, 39]
+    found = predictor.predict(points, np.ones((11, 2)), words="nucleus")
+    assert found.masks.shape == (11, 40, 70) and found.presence.shape == (11,) and found.presence.dtype == np.float32
+    three = predictor.predict(box=[5, 5, 30, 20], words="nucleus", multimask=True)
+    assert three.masks.shape == (1, 3, 40, 70) and three.presence.shape == (1,)
+
+
+def test_words_alone_name_one_mask_of_the_whole_image(listener):
+    predictor = Predictor(listener)
+    predictor.set_image(IMAGE)
+    found, other = predictor.segment("nuclei"), predictor.segment("neurites")
+    assert found.masks.shape == (1, 40, 70) and found.scores.shape == (1,) and found.logits.shape == (1, 16, 16)
+    assert 0 <= found.presence[0] <= 1 and not np.allclose(found.logits, other.logits)
+    surest = np.sort(found.logits[0].ravel())[-16:].mean()  # the mean of the 16 surest pixels' logits, as a probability
+    np.testing.assert_allclose(found.presence, [1 / (1 + np.exp(-surest))], rtol=1e-5)
+
+
+def test_presence_is_for_words_alone(listener):
+    predictor = Predictor(listener)
+    predictor.set_image(IMAGE)
+    assert predictor.predict([[5, 5]], [1]).presence is None
+
+
+def test_a_phrase_is_read_once_and_the_image_once_for_all_phrases(listener, monkeypatch):
+    calls, knowledge, remember = [], listener.knowledge, listener.remember
+    monkeypatch.setattr(listener, "knowledge", lambda *a: calls.append(("knowledge", a[1])) or knowledge(*a))
+    monkeypatch.setattr(listener, "remember", lambda *a: calls.append(("remember",)) or remember(*a))
+    predictor = Predictor(listener)
+    predictor.set_image(IMAGE)
+    for words in ("nucleus", "cell", "nucleus", None, "cell", None):
+        predictor.predict([[20, 20]], [1], words=words)
+    assert calls == [("remember",), ("knowledge", "nucleus"), ("knowledge", "cell"), ("knowledge", None)]
+    before = predictor.knowledge("nucleus")
+    predictor.set_image(255 - IMAGE)
+    assert not torch.equal(predictor.knowledge("nucleus"), before)
+    assert calls[4:] == [("remember",), ("knowledge", "nucleus")]
+
+
+WRONG_WORDS = {
+    "with a mask": (
+        dict(mask=np.zeros((16, 16)), words="nucleus"),
+        "words need knowledge, which a mask prompt or use_vlk=Fa",
+    ),
+    "without knowledge": (dict(points=[[1, 1]], labels=[1], words="nucleus", use_vlk=False), "words need knowledge"),
+    "empty": (dict(points=[[1, 1]], labels=[1], words=" "), "words is empty"),
+    "very long": (dict(points=[[1, 1]], labels=[1], words="x" * 201), "words has 201 letters"),
+    "a number": (dict(points=[[1, 1]], labels=[1], words=7), "words must be one text"),
+    "a list": (dict(points=[[1, 1]], labels=[1], words=["nucleus", "cell"]), "words must be one text"),
+    "no prompt": (dict(words="nucleus"), "There is no prompt"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS)
+def test_wrong_words_get_a_sentence(ready, case):
+    prompt, sentence = WRONG_WORDS[case]
+    with pytest.raises(InputError, match=sentence):
+        ready.predict(**prompt)
+
+
+def test_words_need_an_image_and_a_model_that_follows_them():
+    with pytest.raises(InputError, match="No image is set"):
+        Predictor(ULLSAM.from_preset("debug")).segment("nuclei")
+    deaf = Predictor(ULLSAM.from_preset("debug", llm=None, vlsa="none"))
+    deaf.set_image(IMAGE)
+    for ask in (lambda: deaf.segment("nuclei"), lambda: deaf.predict([[1, 1]], [1], words="nuclei")):
+        with pytest.raises(InputError, match="has no VLSA and cannot follow words"):
+            ask()

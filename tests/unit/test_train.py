@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ullsam import STAGES, ULLSAM, InputError, LlmConfig, Mixture, TrainConfig, fit
+from ullsam import STAGES, ULLSAM, Corpus, InputError, LlmConfig, Mixture, TrainConfig, fit
 from ullsam.config import PAPER_TRAINING
 from ullsam.data.batches import Batches
 from ullsam.objectives import SegmentationObjective
+from ullsam.tiny import TinyTrainConfig
 from ullsam.train import build_optimizer, learning_rate, select_trained
 
 SMALL = TrainConfig(steps=3, batch_size=2, warmup=1, instances=2, log_every=1, save_every=2)
@@ -130,7 +131,7 @@ def gradients(model):
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path, monkeypatch):
     """The gradients of two micro-batches of two images, at each of two steps, are those of one batch of the same four."""
-    config = replace(SMALL, steps=2, batch_size=2, accumulate=2, instances=1, clip=1e9, lr=1e-2)
+    config = replace(SMALL, steps=2, batch_size=2, accumulate=2, instances=1, clip=1e6, lr=1e-2)
     batches, steps, forward = [], [], SegmentationObjective.forward
     monkeypatch.setattr(SegmentationObjective, "forward", lambda self, batch: batches.append(batch) or forward(self, batch))
     model = ULLSAM.from_preset("debug")
@@ -189,15 +190,79 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path):
     model = ULLSAM.from_preset("debug")
     first = fit(model, SMALL, mixture(), tmp_path, progress=False)
-    again = ULLSAM.from_preset("debug", seed=9)
+    again = ULLSAM.from_preset("debug")
     assert fit(again, SMALL, mixture(), tmp_path, progress=False) == first
     assert torch.equal(again.vlsa.scale, model.vlsa.scale)
+    assert fit(model, SMALL, mixture(), tmp_path, progress=False) == first  # the trained model itself, once more
 
 
-def test_other_settings_in_the_same_folder_are_refused(tmp_path):
-    fit(ULLSAM.from_preset("debug"), SMALL, mixture(), tmp_path, progress=False)
-    with pytest.raises(InputError, match="run with other lr, seed; use another folder"):
-        fit(ULLSAM.from_preset("debug"), replace(SMALL, lr=1e-4, seed=3), mixture(), tmp_path, progress=False)
+STYLES = ["fluorescence_nuclei", "em_mitochondria"]
+OTHER = {  # another model, settings or data than those of the run in the folder
+    "settings": (dict(), dict(lr=1e-4, seed=3), STYLES, 64, "other lr, seed; use another folder or delete it"),
+    "weights": (dict(seed=9), dict(), STYLES, 64, "other start; use another folder"),
+    "a variant": (dict(vlsa="residual"), dict(), STYLES, 64, "other start; use another folder"),
+    "a style": (dict(), dict(), STYLES[1:], 64, "other data; use another folder"),
+    "a size": (dict(), dict(), STYLES, 32, "other data; use another folder"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("finished")
+    fit(ULLSAM.from_preset("debug"), SMALL, mixture(), folder, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_folder_of_another_run_is_refused(finished, case):
+    model, settings, styles, size, sentence = OTHER[case]
+    drawn = Mixture([], styles, 1.0, synthetic_size=size)
+    with pytest.raises(InputError, match=f"checkpoint.pt belongs to a run with {sentence}"):
+        fit(ULLSAM.from_preset("debug", **model), replace(SMALL, **settings), drawn, finished, progress=False)
+
+
+def test_data_sets_are_told_apart_by_their_files_wherever_they_lie(tmp_path, make_corpus):
+    a, b = (Corpus(make_corpus(tmp_path / x / "cells", 3)) for x in "ab")
+    other = Corpus(make_corpus(tmp_path / "c" / "cells", 3, "other{}.png"))
+    facts = [Mixture([(x, None)]).facts for x in (a, b, other)]
+    assert facts[0] == facts[1] != facts[2]
+
+
+def test_running_means_go_on_where_they_were(tmp_path):
+    """An interrupted run ends with the same buffers, bit for bit, as one that was not interrupted."""
+    changes, config = dict(centred_states=True, token_length=3.2), replace(SMALL, steps=5, save_every=2)
+
+    def stop(line):
+        if line["step"] == 3:
+            raise KeyboardInterrupt
+
+    whole, cut, again = (ULLSAM.from_preset("debug", **changes) for _ in range(3))
+    fit(whole, config, mixture(), tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, config, mixture(), tmp_path / "cut", progress=False, on_log=stop)
+    fit(again, config, mixture(), tmp_path / "cut", progress=False)
+    assert again.centre.means["image"].steps == 5 and again.projection.balance.common.steps == 5
+    assert whole.centre.means["image"].mean.any() and (whole.projection.balance.power != 1).all()
+    assert all(torch.equal(x, whole.state_dict()[k]) for k, x in again.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, TinyTrainConfig])
+def test_vlsa_has_a_rate_of_its_own(kind):
+    named = select_trained(ULLSAM.from_preset("debug"), STAGES[3])
+    groups = build_optimizer(named, kind(vlsa_lr_scale=10)).param_groups
+    factors = {id(p): group["factor"] for group in groups for p in group["params"]}
+    assert {factors[id(p)] for n, p in named if n.startswith("vlsa")} == {10}
+    assert {factors[id(p)] for n, p in named if not n.startswith("vlsa")} == {1}
+
+
+def test_vlsa_moves_ten_times_as_far_in_a_first_step(tmp_path):
+    """The first step of AdamW moves a scalar by its rate: 0.01 and 0.001, without decay."""
+    for factor in (1, 10):
+        model = ULLSAM.from_preset("debug")
+        config = replace(SMALL, steps=1, warmup=1, lr=1e-3, final_lr=1.0, vlsa_lr_scale=factor)
+        fit(model, config, mixture(), tmp_path / str(factor), progress=False)
+        assert abs(model.vlsa.scale.item() - 0.1) == pytest.approx(factor * 1e-3, rel=1e-2)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ullsam.errors import InputError
 from ullsam.files import assign, cast, check_names, local_folder, read_json, read_safetensors
-from ullsam.llm import OPENERS, empty_lm
+from ullsam.pretrained import OPENERS, empty_lm
 
 NAMES = {  # Llama -> InternLM2
     "embed_tokens": "tok_embeddings",

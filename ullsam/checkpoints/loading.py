@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import ullsam.tiny  # noqa: F401  makes the tiny model's settings known
+import ullsam.variants  # noqa: F401  makes the VLSA variants known
 from ullsam.checkpoints.paper import load_paper
 from ullsam.errors import InputError
 from ullsam.model import ULLSAM

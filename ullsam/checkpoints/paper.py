@@ -15,8 +15,9 @@ from ullsam.checkpoints.sam import read_sam, sam_config
 from ullsam.config import INTERNVL, LlmConfig, ModelConfig
 from ullsam.errors import InputError
 from ullsam.files import CONFIGS, local_folder, read_json
-from ullsam.llm import LanguageModel, add_lora, as_language_model, empty_lm, is_built_in, load_llm, open_saved
+from ullsam.llm import LanguageModel, as_language_model, load_llm, open_saved
 from ullsam.model import ULLSAM
+from ullsam.pretrained import add_lora, empty_lm, is_built_in
 
 
 def load_paper(

@@ -13,8 +13,9 @@ from ullsam.checkpoints.official import from_official, load_official, official_s
 from ullsam.config import LlmConfig, ModelConfig, SamConfig
 from ullsam.errors import InputError
 from ullsam.files import check_shapes, read_json, read_safetensors
-from ullsam.llm import LanguageModel, empty_lm
+from ullsam.llm import LanguageModel
 from ullsam.model import ULLSAM
+from ullsam.pretrained import empty_lm
 from ullsam.sam import encode_prompts
 from ullsam.types import Prompts
 from ullsam.vlsa import pixel_unshuffle, to_grid
@@ -100,7 +101,7 @@ def outputs(model: ULLSAM, image: slice, pixels: Tensor, ids: Tensor, points: Te
     logits, quality = model.segment(features, prompts, knowledge)
     plain, _ = model.segment(features, prompts)
     tokens = model.image_tokens(features)
-    grid = to_grid(model.vlsa.mlp(model.llm.hidden(tokens)))  # (1, h/2, w/2, 4C)
+    grid = to_grid(model.vlsa.mlp(model.llm.read(tokens).image))  # (1, h/2, w/2, 4C)
     x = model.llm.lm.get_input_embeddings()(ids).clone()  # (1, L, D)
     x[:, image] = tokens
     return {

@@ -10,8 +10,8 @@ from functools import partial, wraps
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, PositionalMetavarFromFieldName
 from tyro.extras import subcommand_cli_from_dict
 
-from ullsam.cli import demo, measure, prepare, train
-from ullsam.cli.options import WORDS
+from ullsam.cli import demo, lab, measure, prepare, train
+from ullsam.cli.options import WORDS, check_numbers
 from ullsam.errors import InputError
 
 NOTEBOOK, LOCAL = "notebooks/app.ipynb", "127.0.0.1"
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Callable] = {
     "log-run": train.log_run,
     "ship": train.ship,
     "reproduce": measure.reproduce,
+    "lab": lab.lab,
     "prepare-data": prepare.prepare_data,
     "prepare-pairs": prepare.prepare_pairs,
     "caption": prepare.caption,
@@ -83,7 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command = parse(words)
     WORDS.set(words)
+    for stream in (sys.stdout, sys.stderr):  # names of files may have bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        check_numbers(**command.keywords)
         return command() or 0
     except InputError as error:
         problem = str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +31,8 @@ def evaluate(on: Measured, points: tuple[int, int] | None = None, box: bool = Fa
 
     corpora, predictor = on.corpora(), open_predictor(on.model, device=device())
     options = (on.split, "box" if box else points or (1, 3), not no_vlk, on.seed, on.limit)
-    on.write([evaluate(predictor, corpus, *options, progress=True) for corpus in corpora], summarise, mean_scores)
+    results = [evaluate(predictor, corpus, *options, progress=True, keep=on.rows) for corpus in corpora]
+    on.write(results, summarise, mean_scores)
 
 
 def evaluate_words(on: Measured, shuffled: bool = False, text_only: bool = False) -> None:
@@ -49,7 +49,7 @@ def evaluate_words(on: Measured, shuffled: bool = False, text_only: bool = False
 
     corpora, model = on.corpora(), load_here(on.model)
     others = corpora[1:] + corpora[:1] if shuffled else [None] * len(corpora)
-    options = {"split": on.split, "seed": on.seed, "limit": on.limit, "use_image": not text_only}
+    options = {"split": on.split, "seed": on.seed, "limit": on.limit, "use_image": not text_only, "keep": on.rows}
     pairs = zip(corpora, others, strict=True)
     results = [evaluate_captions(model, corpus, other=other, progress=True, **options) for corpus, other in pairs]
     on.write(results, summarise_captions, mean_captions)
@@ -86,12 +86,13 @@ def worst(data: list[str], results: str, out: str, model: str = "tiny") -> None:
         out: PNG file to write
         model: tiny, usam-tiny, or a folder of a saved model
     """
+    from ullsam.files import read_json
     from ullsam.lab.figures import worst_cases
     from ullsam.predictor import Predictor
 
     if not Path(results).is_file():
         raise InputError(f"There is no {results}; write it with `python -m ullsam evaluate ... --out {results}`.")
-    measured, corpora = json.loads(Path(results).read_text()), Measured(data, out).corpora()
+    measured, corpora = read_json(Path(results)), Measured(data, out).corpora()
     worst_cases(Predictor(load_here(model)), corpora, measured).save(out)
     print(f"The picture is in {out}")
 
@@ -146,8 +147,6 @@ def microvqa(ask: Questions) -> None:
     if unknown or not ask.method or not ask.image:
         wrong = f"{unknown[0]} is" if unknown else "Nothing is"
         raise InputError(f"{wrong} no method of {', '.join(METHODS)} and no image of {', '.join(IMAGES)}; use one of each.")
-    if min(ask.limit or 1, ask.max_new_tokens or 1) < 1 or 0 in (ask.limit, ask.max_new_tokens):
-        raise InputError("--limit and --max-new-tokens are 1 or more; give larger numbers or leave them out.")
     out, runs, differences = file_to_write(ask.out, "microvqa.json"), [], []
     synthetic = ask.data == "synthetic"
     questions = synthetic_questions(ask.count, ask.seed) if synthetic else read_questions(ask.data, ask.split)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 from ullsam.errors import InputError
 
+OR_ZERO = ("stage", "seed", "lr", "warmup", "view", "workers", "lora", "synthetic_fraction", "tolerance", "points")
+MOST = {"port": 2**16 - 1, "synthetic_fraction": 1, "count": 10**6}  # of any other option 2**31 - 1
 Name = str | None  # of a file, a folder or a part of a dataset; None where the option is left out
 WORDS: ContextVar[Sequence[str]] = ContextVar("words", default=())  # what was typed behind `python -m ullsam`
 
@@ -38,6 +41,11 @@ class Measured:
                 corpus.select(split)
         return corpora
 
+    @property
+    def rows(self) -> str | None:
+        """Where rows are kept while they are made, see `Kept`; nowhere beside a device such as /dev/null."""
+        return f"{self.out}.rows" if Path(self.out).is_file() or not Path(self.out).exists() else None
+
     def write(self, results: list[dict], summarise: Callable, mean: Callable | None = None) -> None:
         """Writes the results, their `mean` and the command that made them, and prints the table that `summarise` makes."""
         from ullsam.evaluation.statistics import format_table, report
@@ -46,6 +54,8 @@ class Measured:
         if is_main():
             results = [result | {"model": Path(self.model).resolve().name} for result in results]
             write_json(self.out, report(results, typed(self.data), mean))
+            for file in glob.glob(f"{glob.escape(self.out)}.rows.*"):
+                Path(file).unlink()
             print(f"{format_table(summarise(results))}\nwritten to {self.out}")
 
 
@@ -65,10 +75,24 @@ def is_main() -> bool:
 
 
 def file_to_write(out: str, example: str) -> Path:
-    """The path of --out; raises InputError where it is a folder."""
+    """The path of --out, whose folder is made; raises InputError where it is a folder itself."""
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder; name a file, for example {Path(out) / example}.")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     return Path(out)
+
+
+def check_numbers(**options) -> None:
+    """Raises InputError for a number that no command can use, such as 0 images, before anything is loaded."""
+    for name, value in options.items():
+        if is_dataclass(value):
+            check_numbers(**vars(value))
+        for x in value if isinstance(value, tuple) else (value,):
+            if isinstance(x, (int, float)) and not isinstance(x, bool):
+                least = 0 if name in OR_ZERO else 1 if isinstance(x, int) else 1e-6
+                if not least <= x <= MOST.get(name, 2**31 - 1):  # NaN too
+                    ends = f"from {least} to {MOST.get(name, 2**31 - 1)}"
+                    raise InputError(f"--{name.replace('_', '-')} is {x}; give a number {ends}.")
 
 
 def one_of(**options) -> None:

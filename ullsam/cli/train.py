@@ -72,14 +72,11 @@ class Settings:
     recompute: Literal["no", "cheap", "all"] | None = None
 
     def config(self, preset: str | None, stage: int):
-        """The preset's settings of a stage with these changes; raises InputError for a number below 1."""
+        """The preset's settings of a stage with these changes."""
         from ullsam.config import PAPER_TRAINING
         from ullsam.tiny.config import TinyTrainConfig
 
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        for name in ("steps", "batch_size", "accumulate"):
-            if given.get(name, 1) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {given[name]}; give 1 or more.")
         plain = TinyTrainConfig(stage=stage)  # at its defaults the paper's stages, and stage 0
         return replace(PAPER_TRAINING.get(stage, plain) if preset == "paper" else plain, **given)
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from ullsam.config import TrainConfig
 from ullsam.data.augment import TrainViews, ViewConfig
 from ullsam.data.mixture import Mixture
+from ullsam.data.wordviews import word_view
 from ullsam.sbr import SbrConfig, sample_instances
 from ullsam.types import Prompts
 
@@ -45,9 +46,14 @@ class Batches(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng([self.config.seed, 1, index])
         size = self.config.batch_size
+        if (
+            self.config.word_fraction
+            and np.random.default_rng([self.config.seed, 2, index]).random() < self.config.word_fraction
+        ):
+            return self.by_words(rng)
         views = [self.views[index * size + i] for i in range(size)]
         batch = {key: torch.from_numpy(np.stack([v[key] for v in views])) for key in ("image", "valid_mask")}
-        batch["origin"] = tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
+        batch["origin"] = self.origin(rng)
         if self.needs_captions():
             batch["caption"] = [v["caption"] for v in views]
         if self.targets == "captions":
@@ -55,6 +61,22 @@ class Batches(Dataset):
         labels = np.stack([v["labels"] for v in views])
         batch["labels"] = torch.from_numpy(labels)
         return batch | self.prompts(labels, rng) if self.targets == "prompts" else batch
+
+    def origin(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Where a batch's windows lie on the canvas, (x, y) in patches."""
+        return tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
+
+    def by_words(self, rng: np.random.Generator) -> dict:
+        """A batch whose objects are named: words, a text per image, and prompts with one inside click or none."""
+        view, c = self.views.view, self.config
+        found = []
+        while len(found) < c.batch_size:
+            row = word_view(self.views.mixture.draw_named(rng), rng, view, self.views.canvas, c.instances)
+            found += [row] if row is not None else []
+        batch = {k: torch.from_numpy(np.stack([x[k] for x in found])) for k in ("image", "valid_mask", "truth", "valid")}
+        points, labels = (torch.from_numpy(np.stack([x[k] for x in found])) for k in ("points", "point_labels"))
+        words = [x["words"] for x in found]
+        return batch | {"origin": self.origin(rng), "prompts": Prompts(points, labels), "words": words}
 
     def needs_captions(self) -> bool:
         """Whether the images' captions are part of a batch."""

@@ -1,7 +1,7 @@
 """A folder of images with instance masks: images/, masks/, images.csv and meta.json."""
 
 import csv
-import json
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from ullsam.data.io import IMAGE_SUFFIXES, read_image, read_labels, read_lines, to_rgb8
+from ullsam.data.text import read_text
 from ullsam.errors import InputError
+from ullsam.files import read_json
 
 T = TypeVar("T")
 
@@ -51,16 +53,17 @@ class Corpus:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / "images").is_dir():
-            raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
-        self.meta = _read_meta(self.folder / "meta.json")
-        self.name = str(self.meta.get("name", self.folder.resolve().name))
-        table = self.folder / "captions.jsonl"
+        meta = self.folder / "meta.json"
         try:
-            self.captions = {row["file"]: str(row["caption"]) for row in read_lines(table)}
-        except KeyError as error:
-            raise InputError(f"{table} has a line without {error}; give each line a file and its caption.") from error
-        self.records = [self._record(row) for row in _read_table(self.folder)]
+            if not (self.folder / "images").is_dir():
+                raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
+            self.meta = read_json(meta, "correct or remove it") if meta.is_file() else {}
+            self.captions = _read_captions(self.folder / "captions.jsonl")
+            self.records = [self._record(row) for row in _read_table(self.folder)]
+        except OSError as error:
+            place = f"{error.filename or self.folder} ({error.strerror})"
+            raise InputError(f"{self.folder} cannot be read: {place}; check its names and permissions.") from error
+        self.name = str(self.meta.get("name") or self.folder.resolve().name)
         if not self.records:
             raise InputError(f"{self.folder} has no images; put png, jpg, tif or bmp files in images/.")
 
@@ -92,7 +95,7 @@ class Corpus:
             Sample whose meta is the corpus's meta with the record's file, source_id and split, and its `caption` where
             captions.jsonl has one.
         """
-        image = to_rgb8(read_image(record.image_path), str(record.image_path))
+        image = to_rgb8(read_image(record.image_path, page=None), str(record.image_path))
         path, mask = record.image_path, record.mask_path
         if not mask.is_file():
             raise InputError(f"{mask} is missing, the mask of {path}; put a mask of the same name in masks/.")
@@ -103,28 +106,26 @@ class Corpus:
         facts = {"file": record.file, "source_id": record.source_id, "split": record.split}
         if record.file in self.captions:
             facts["caption"] = self.captions[record.file]
-        return Sample(image, labels, {**self.meta, **facts}, f"{self.name}/{Path(record.file).stem}")
+        return Sample(image, labels, {**self.meta, **facts}, f"{self.name}/{Path(record.file).with_suffix('')}")
 
     def _record(self, row: dict) -> Record:
-        """The mask has the image's name, or its stem as png or tif (an image may be a jpg, a mask never is)."""
+        """The mask lies in masks/ as the image in images/, with the same name or with the ending of another format."""
         file, images, masks = row["file"], self.folder / "images", self.folder / "masks"
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise InputError(f"{self.folder / 'images.csv'} names {file}, which is outside images/; put the image there.")
-        names = (file, *(f"{Path(file).stem}{suffix}" for suffix in (".png", ".tif", ".tiff")))
-        mask = next((masks / name for name in names if (masks / name).is_file()), masks / file)
+        names = [masks / file, *((masks / file).with_suffix(suffix) for suffix in (".png", ".tif", ".tiff", ".bmp"))]
+        names.sort(key=lambda name: name.suffix.lower() in (".jpg", ".jpeg"))  # is refused as a mask, so the others first
+        mask = next((name for name in names if name.is_file()), masks / file)
         return Record(file, row.get("source_id") or None, row.get("split") or None, images / file, mask)
 
 
-def _read_meta(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); correct or remove it.") from error
-    if not isinstance(meta, dict):
-        raise InputError(f"{path} holds a {type(meta).__name__}; write one JSON object of names and values.")
-    return meta
+def _read_captions(path: Path) -> dict[str, str]:
+    """The captions of a jsonl file by the name of their image, {} where there is none."""
+    rows = read_lines(path)
+    for row, key in ((row, key) for row in rows for key in ("file", "caption")):
+        if not isinstance(row.get(key), str):
+            raise InputError(f"{path} has a line without {key!r} as a text; give each line a file and its caption.")
+    return {row["file"]: row["caption"] for row in rows}
 
 
 def _read_table(folder: Path) -> list[dict]:
@@ -134,9 +135,8 @@ def _read_table(folder: Path) -> list[dict]:
         files = sorted((folder / "images").iterdir())
         return [{"file": f.name} for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
         raise InputError(f"{path} is not a readable csv table ({error}); save it as UTF-8 csv.") from error
     if any(not row.get("file") for row in rows):
         raise InputError(f"{path} has rows without a value in the column 'file'; name the image in each row.")

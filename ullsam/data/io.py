@@ -13,27 +13,32 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from ullsam.data.decode import MAX_CHANNELS, check_numbers, check_shape, decode
-from ullsam.errors import InputError
+from ullsam.data.text import read_text
+from ullsam.errors import InputError, reason
 from ullsam.files import whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+ARRAY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "F", "RGB", "RGBA")  # of PIL images, arrays as they are
 
 
-def read_image(path: str | Path, page: int = 0) -> np.ndarray:
-    """Read one image with its own numbers.
+def read_image(path: str | Path, page: int | None = 0) -> np.ndarray:
+    """Read one image with its own numbers, turned as viewers show it (its EXIF orientation).
 
     Args:
-        path: a png, jpg, tif (8/16/32-bit, float, multi-page) or bmp file; page: of a multi-page tif, from 0.
+        path: a png, jpg, tif (8/16/32-bit, float, multi-page) or bmp file; page: of a multi-page tif, from 0; None: a tif of
+            several pages is refused.
 
     Returns:
-        (H, W) or (H, W, C) array of the file's dtype, colour as RGB(A); indexed colours are looked up.
+        (H, W) or (H, W, C) array of the file's dtype, colour as RGB(A); indexed colours are looked up, CMYK and YCbCr become
+        RGB, and white is the largest value also where a tif stores it as 0 (see `ullsam.data.decode`).
 
     Raises:
-        InputError: the file is missing, damaged, not an image, or holds what no model here can use.
+        InputError: the file is missing, damaged, not copied whole, not an image, or holds what no model here can use.
     """
-    array = decode(path, page, palette=True)
+    array = decode(path, page)
     check_numbers(array, str(path))
     return array
 
@@ -42,15 +47,15 @@ def read_labels(path: str | Path) -> np.ndarray:
     """Read a label image: 0 is background, every other value is one instance.
 
     Args:
-        path: a single-channel integer png, tif or bmp file.
+        path: a single-channel integer png, tif or bmp file of one page; of indexed colours the indices count.
 
     Returns:
         int32 (H, W), the ids unchanged.
 
     Raises:
-        InputError: the file cannot be read, or is a colour or float image.
+        InputError: the file cannot be read, is a colour or float image, or was compressed with losses, as a jpg.
     """
-    array = decode(path, 0, palette=False)
+    array = decode(path, None, labels=True)
     if array.ndim == 3:
         remedy = "save the instance ids as a 16-bit grey png or tif"
         raise InputError(f"{path} has {array.shape[2]} channels but a label image has one; {remedy}.")
@@ -121,21 +126,22 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def read_lines(path: Path, mend: bool = False) -> list[dict]:
-    """The rows of a jsonl file, none if it is missing; a last line that is not complete does not count.
+    """The rows of a jsonl file, none if it is missing; a last row that is not complete does not count.
 
-    `mend` also removes such a line, whose writer was stopped within it, from the file, so that rows can be added. Another
-    line that is not a JSON object is an InputError.
+    `mend` also removes such a row, whose writer was stopped within it, from the file, and ends the last line, so that rows
+    can be added. Another line that is not a JSON object is an InputError; empty lines are none.
     """
-    content = path.read_bytes() if path.is_file() else b""
-    complete = content[: content.rfind(b"\n") + 1]
-    if mend and len(complete) < len(content):
-        os.truncate(path, len(complete))
-    rows = []
-    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
+    lines, rows, whole_text = read_text(path, stopped=True).split("\n") if path.is_file() else [], [], ""
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append({**json.loads(line)})
-        except (ValueError, TypeError) as error:
-            raise InputError(f"Line {number} of {path} is not valid JSON ({error}); correct or remove it.") from error
+            rows += [{**json.loads(line)}] if line.strip() else []
+            whole_text += line + "\n" if line.strip() else ""
+        except (ValueError, TypeError, RecursionError) as error:
+            if number < len(lines) or not line.startswith("{"):
+                remedy = "correct or remove it"
+                raise InputError(f"Line {number} of {path} is not valid JSON ({reason(error)}); {remedy}.") from error
+    if mend and path.is_file() and path.read_bytes() != whole_text.encode():
+        write_atomic(path, whole_text.encode())
     return rows
 
 
@@ -162,6 +168,24 @@ def is_grey(image: np.ndarray) -> bool:
     return np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
 
 
+def as_array(image, name: str = "image") -> np.ndarray:
+    """What numpy understands as an array, or a PIL image of any mode: indexed colours looked up, grey without its alpha.
+
+    Raises:
+        InputError: a path, or what is neither; `name` is what the sentence calls it.
+    """
+    if isinstance(image, (str, bytes, Path)):
+        raise InputError(f"{name} is a path or text ({image!s:.80}); read it first with ullsam.read_image.")
+    try:
+        if isinstance(image, Image.Image) and image.mode in ("LA", "La"):
+            image = image.getchannel(0)
+        elif isinstance(image, Image.Image) and image.mode not in ARRAY_MODES:
+            image = image.convert("RGBA").convert("RGB") if image.mode in ("RGBa", "PA") else image.convert("RGB")
+        return np.asarray(image)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{name} cannot be made an array ({reason(error)}); give one (H, W) or (H, W, C) image.") from error
+
+
 def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
     """Show any image to the model as 8-bit RGB.
 
@@ -170,15 +194,15 @@ def to_rgb8(image: np.ndarray, name: str = "image") -> np.ndarray:
     four or five the first three are kept.
 
     Args:
-        image: numeric (H, W), (H, W, C) or (C, H, W) array, C at most 5; name: what an error message calls it.
+        image: numeric (H, W), (H, W, C) or (C, H, W) array, C at most 5, or a PIL image; name: what an error calls it.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        InputError: another shape, non-numeric, NaN or infinite values.
+        InputError: another shape, non-numeric, NaN or infinite values, or a path.
     """
-    image = np.asarray(image)
+    image = as_array(image, name)
     if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
         image = np.moveaxis(image, 0, -1)  # (C,H,W) -> (H,W,C)
     check_shape(image, name)

@@ -1,5 +1,6 @@
 """Balanced, deterministic draws from several datasets and from synthetic microscopy."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 from ullsam.data.corpus import Corpus, Record, Sample
 from ullsam.data.io import is_grey, renumbered
 from ullsam.data.synthetic import generate
+from ullsam.data.synthetic.named import KINDS, NamedScene, named_scene
 from ullsam.errors import InputError
 
 
@@ -25,6 +27,7 @@ class Mixture:
         seed: used by `sample` where it gets none.
         cache_mb: memory for decoded images, in megabytes; the least recently drawn leave first.
         synthetic_size: side of a synthetic image, in pixels.
+        named: images in which things can be named, for training with words, beside synthetic ones.
 
     Raises:
         InputError: nothing to draw from, an unknown split, or a fraction outside 0 to 1.
@@ -38,10 +41,12 @@ class Mixture:
         seed: int = 0,
         cache_mb: float = 400.0,
         synthetic_size: int = 256,
+        named: Sequence[NamedScene] = (),
     ):
         self.sources = [(corpus, corpus.select(split)) for corpus, split in sources]
         self.synthetic = list(synthetic or [])
         self.synthetic_fraction, self.synthetic_size, self.seed = synthetic_fraction, synthetic_size, seed
+        self.named = list(named)
         self._cache = _Cache(cache_mb * 1e6)
         if not 0 <= synthetic_fraction <= 1:
             raise InputError(f"synthetic_fraction is {synthetic_fraction}; use a number from 0 to 1.")
@@ -50,9 +55,27 @@ class Mixture:
         if synthetic_fraction < 1 and not self.sources:
             raise InputError("the mixture has no datasets; give (corpus, split) pairs or synthetic_fraction 1.")
 
+    @property
+    def facts(self) -> dict:
+        """What is drawn from, in plain values that are equal for equal data, wherever these lie."""
+        files = [" ".join(record.file for record in records) for _, records in self.sources]
+        names = [hashlib.blake2b(x.encode(), digest_size=8).hexdigest() for x in files]
+        return {"sets": names, "styles": self.synthetic, "parts": [self.synthetic_fraction, self.synthetic_size]}
+
     def sample(self, index: int, seed: int | None = None) -> Sample:
         """Return draw number `index`, the same one for the same seed and index."""
         return self.draw(np.random.default_rng([self.seed if seed is None else seed, index]))
+
+    def draw_named(self, rng: np.random.Generator) -> NamedScene:
+        """An image in which things can be named: of those given, each data set equally likely, or a synthetic one."""
+        if not self.named or rng.random() < self.synthetic_fraction:
+            kind, number = list(KINDS)[rng.integers(len(KINDS))], 3 * int(rng.integers(2**31))
+            return named_scene(kind, number, self.synthetic_size, "train")
+        by_source = {}
+        for scene in self.named:
+            by_source.setdefault(scene.name.split("/")[0], []).append(scene)
+        scenes = list(by_source.values())[rng.integers(len(by_source))]
+        return scenes[rng.integers(len(scenes))]
 
     def draw(self, rng: np.random.Generator) -> Sample:
         """Return one sample drawn with `rng`."""

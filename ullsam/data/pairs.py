@@ -28,10 +28,10 @@ class Pairs(Corpus):
 
     def read(self, record: Record) -> Sample:
         """The image of one record with its caption in `meta`."""
-        image = to_rgb8(read_image(record.image_path), str(record.image_path))
+        image = to_rgb8(read_image(record.image_path, page=None), str(record.image_path))
         facts = {"file": record.file, "split": record.split, "caption": self.captions[record.file]}
         whole = np.ones(image.shape[:2], np.int32)
-        return Sample(image, whole, {**self.meta, **facts}, f"{self.name}/{Path(record.file).stem}")
+        return Sample(image, whole, {**self.meta, **facts}, f"{self.name}/{Path(record.file).with_suffix('')}")
 
 
 def holds_pairs(folder: str | Path) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ullsam.data.io import Square
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 from ullsam.types import Prompts
 
 
@@ -48,18 +48,22 @@ def prompts_on(square: Square, given: dict[str, np.ndarray], device: torch.devic
     return Prompts(**{k: torch.as_tensor(v, dtype=torch.float32, device=device)[None] for k, v in values.items()})
 
 
-def _numbers(values, name: str, last: int) -> np.ndarray:
+def _numbers(values, name: str, last: int | None = None) -> np.ndarray:
     try:
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The {name} are not numbers ({error}).") from error
-    if array.size == 0 or array.shape[-1] != last or not np.isfinite(array).all():
-        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last}.")
+        raise InputError(f"The {name} are not numbers ({reason(error)}); give an array of real numbers.") from error
+    if array.dtype.kind not in "buif":  # numpy would take the real part of complex numbers
+        raise InputError(f"The {name} are not numbers on the real axis ({array.dtype}); give an array of real numbers.")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+        array = array.astype(np.float32)
+    if array.size == 0 or array.shape[-1:] != (last,) and last is not None or not np.isfinite(array).all():
+        raise InputError(f"The {name} have shape {array.shape}; give finite numbers with a last axis of {last or 'P'}.")
     return array
 
 
 def _check_points(points, labels, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    points, labels = _numbers(points, "points", 2), np.asarray(labels)
+    points, labels = _numbers(points, "points", 2), _numbers(labels, "labels")
     if points.ndim == 2:
         points, labels = points[None], labels[None]  # (P, 2) -> (1, P, 2)
     if points.ndim != 3 or labels.shape != points.shape[:2]:

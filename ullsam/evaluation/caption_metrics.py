@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from ullsam.accel.distributed import gather_results, local_items
 from ullsam.data import captions
-from ullsam.data.corpus import Corpus, Sample
+from ullsam.data.corpus import Corpus, Record, Sample
 from ullsam.errors import InputError
-from ullsam.evaluation.protocol import folder_name, progress_bar, select_records
+from ullsam.evaluation.protocol import Kept, folder_name, progress_bar, select_records
 from ullsam.evaluation.statistics import mean_of_known
 from ullsam.model import ULLSAM
 from ullsam.sbr import instance_ids
@@ -36,12 +38,13 @@ def evaluate_captions(
     max_new_tokens: int = 96,
     progress: bool = False,
     use_image: bool = True,
+    keep: str | Path | None = None,
 ) -> dict:
     """Describe images and compare what is said with the facts of the corpus.
 
     Args:
         model: with a language model.
-        corpus, split, limit, progress: as in `evaluate`; images without an instance count here.
+        corpus, split, limit, progress, keep: as in `evaluate`; images without an instance count here.
         seed: chooses images of `other`.
         other: None describes each image itself (condition "image"). Another corpus describes a random image of that
             one instead (condition "shuffled") and judges the text by the facts of `corpus`: what is right then is
@@ -61,17 +64,19 @@ def evaluate_captions(
         raise InputError("A description without an image cannot be of another folder's image; choose one of the two.")
     start = time.perf_counter()
     model.llm_or_raise()
-    text = None if use_image else describe_nothing(model, max_new_tokens)
-    rows = []
-    for index, record in progress_bar(local_items(select_records(corpus, split, seed, limit)), corpus, progress):
-        sample = corpus.read(record)
+    nothing = None if use_image else describe_nothing(model, max_new_tokens)
+
+    def judged(index: int, record: Record) -> dict:
+        sample, text = corpus.read(record), nothing
         if use_image:
-            image = sample.image
-            if other is not None:
-                image = other.read(other.records[np.random.default_rng([seed, index]).integers(len(other.records))]).image
-            text = model.describe(image, max_new_tokens=max_new_tokens)
-        rows.append((index, {"file": record.file, "text": text, **judge_caption(text, sample)}))
-    rows = gather_results(rows)
+            instead = other and other.read(other.records[np.random.default_rng([seed, index]).integers(len(other.records))])
+            text = model.describe((instead or sample).image, max_new_tokens=max_new_tokens)
+        return {"file": record.file, "text": text, **judge_caption(text, sample)}
+
+    about = {"other": other and str(other.folder.resolve()), "tokens": max_new_tokens, "image": use_image, "seed": seed}
+    kept, chosen = Kept(keep, model, **about), select_records(corpus, split, seed, limit)
+    items = progress_bar(local_items(chosen), corpus, progress)
+    rows = gather_results([(index, kept.row(index, record, partial(judged, index, record))) for index, record in items])
     true, different = [row["true_count"] for row in rows], len({row["text"] for row in rows})
     return {
         "model": model.config.name,

@@ -86,14 +86,29 @@ def merge_instances(masks: np.ndarray) -> np.ndarray:
         InputError: if `masks` is not bool or integer (I, H, W).
     Source: `mask_data_to_segmentation` of micro-sam with `merge_exclusively=True`.
     """
-    from skimage.measure import label
+    merging = Merging(_masks(masks).shape[1:])
+    merging.add(masks)
+    return merging.pieces()
 
-    masks = _masks(masks)
-    areas = np.count_nonzero(masks, axis=(1, 2))
-    merged = np.zeros(masks.shape[1:], dtype=np.int32)
-    for number, index in enumerate(np.argsort(-areas, kind="stable"), start=1):
-        merged[masks[index] & (merged == 0)] = number
-    return label(merged, background=0, connectivity=1).astype(np.int32)
+
+class Merging:
+    """`merge_instances` of masks that come a few at a time and need not be in memory together; `size` is (H, W)."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.count, self.owner, self.area = 0, np.zeros(size, np.int32), np.zeros(size, np.int64)  # the mask of each pixel
+
+    def add(self, masks: np.ndarray) -> None:
+        """Puts in further masks, bool (I, H, W): a pixel is the largest's of its masks, of equal ones the first's."""
+        for mask in _masks(masks):
+            area, self.count = np.count_nonzero(mask), self.count + 1
+            wins = mask & (area > self.area)
+            self.owner[wins], self.area[wins] = self.count, area
+
+    def pieces(self) -> np.ndarray:
+        """int32 (H, W), 0 background: connected pieces (4 neighbours) of each mask's pixels as 1, 2, ..."""
+        from skimage.measure import label
+
+        return label(self.owner, background=0, connectivity=1).astype(np.int32)
 
 
 def iou_matrix(pred: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -7,23 +7,29 @@ A dataset's number is the plain mean over its images. Processes of `accelerate l
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from ullsam.accel.distributed import gather_results, local_items
+from ullsam.accel.distributed import distributed_state, gather_results, local_items
 from ullsam.data.corpus import Corpus, Record, Sample, spaced
+from ullsam.data.io import append_line, read_lines
 from ullsam.errors import InputError
-from ullsam.evaluation.metrics import dice, hit_rate, instance_scores, label_map_scores, merge_instances
+from ullsam.evaluation.metrics import Merging, dice, hit_rate, instance_scores, label_map_scores
 from ullsam.predictor import Predictor
 from ullsam.sbr import instance_ids, sample_box, sample_points
+from ullsam.train import fingerprint
 
 SCORES = ("dice_instance", "dice_image", "sa50_instance", "sa50_labelmap", "msa")
 EDGES = np.array([-0.5, -0.5, 0.5, 0.5], np.float32)  # from the centres of a box's outermost pixels to their edges
 Points = tuple[int, int] | str  # how many positive and negative SBR points an object gets, or "box"
-_CHUNK = 32  # masks scored at a time, which bounds the memory
+_CHUNK = 16  # masks made and scored at a time, which bounds the memory; a multiple of the predictor's own number
 
 
 def evaluate(
@@ -35,6 +41,7 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     progress: bool = False,
+    keep: str | Path | None = None,
 ) -> dict:
     """Segment every instance of a corpus from simulated prompts and score the masks.
 
@@ -51,6 +58,7 @@ def evaluate(
         seed: of the prompts.
         limit: score at most so many images, evenly spaced over the split; None for all.
         progress: show a bar on standard error.
+        keep: file for the scores of each image as they are made, from which an interrupted run goes on; None for none.
 
     Returns:
         model, data (the folder's name), split, points, vlk (whether knowledge was used; False for a model without
@@ -65,10 +73,10 @@ def evaluate(
     if points != "box" and not (isinstance(points, tuple | list) and len(points) == 2 and points[0] >= 1 and points[1] >= 0):
         raise InputError(f"points is {points!r}; give (positive, negative) with at least 1 and 0, or 'box'.")
     chosen, rows = select_records(corpus, split, seed, limit), []
+    kept = Kept(keep, predictor.model, points=points, vlk=use_vlk, seed=seed)
     for index, record in progress_bar(local_items(chosen), corpus, progress):
-        rng = np.random.default_rng([seed, index])
-        scores = score_image(predictor, corpus.read(record), rng, points, use_vlk)
-        rows += [(index, {"file": record.file, **scores})] if scores else []
+        make = partial(_score_record, predictor, corpus, record, [seed, index], points, use_vlk)
+        rows += [(index, {"file": record.file, **scores})] if (scores := kept.row(index, record, make)) else []
     per_image = gather_results(rows)
     if not per_image:
         raise InputError(f"No image of {corpus.folder} (split {split}) has an instance; check its masks.")
@@ -90,6 +98,39 @@ def evaluate(
     }
 
 
+def _score_record(predictor: Predictor, corpus: Corpus, record: Record, seed: list[int], *how) -> dict | None:
+    return score_image(predictor, corpus.read(record), np.random.default_rng(seed), *how)
+
+
+class Kept:
+    """What a measurement has found of each image so far, so that one that was interrupted goes on.
+
+    Args:
+        path: a jsonl file, to which each process adds its number; None keeps nothing.
+        model: what is measured; about: what else all rows depend on.
+    """
+
+    def __init__(self, path: str | Path | None, model, **about):
+        self.path, self.rows = path and Path(f"{path}.{distributed_state().process_index}"), {}
+        if path:
+            about = json.dumps([fingerprint(model.state_dict()), about], sort_keys=True)
+            self.about = hashlib.sha256(about.encode()).hexdigest()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows = {row["of"]: row["found"] for row in read_lines(self.path, mend=True)}
+
+    def row(self, index: int, record: Record, make: Callable[[], dict | None]) -> dict | None:
+        """What was found of a record, or what `make` finds now."""
+        if not self.path:
+            return make()
+        files = [(str(file.resolve()), file.stat().st_mtime_ns) for file in (record.image_path, record.mask_path)]
+        of = f"{self.about} {index} {files}"
+        if of not in self.rows:
+            self.rows[of] = make()
+            with self.path.open("a", encoding="utf-8") as lines:
+                append_line(lines, {"of": of, "found": self.rows[of]})
+        return self.rows[of]
+
+
 def score_image(
     predictor: Predictor, sample: Sample, rng: np.random.Generator, points: Points = (1, 3), use_vlk: bool = True
 ) -> dict | None:
@@ -107,16 +148,27 @@ def score_image(
     ids = instance_ids(sample.labels)
     if not len(ids):
         return None
-    prompts = make_prompts(sample.labels, ids, points, rng)
+    prompts, spent = make_prompts(sample.labels, ids, points, rng), []
+
+    def segmented() -> Iterator[np.ndarray]:
+        for i in range(0, len(ids), _CHUNK):
+            begun = time.perf_counter()
+            masks = predictor.predict(**{k: x[i : i + _CHUNK] for k, x in prompts.items()}, use_vlk=use_vlk).masks
+            spent.append(time.perf_counter() - begun)
+            yield masks
+
     start = time.perf_counter()
     predictor.set_image(sample.image)
     if use_vlk and predictor.model.vlsa is not None:
         predictor.knowledge()  # kept by the predictor; computed here so that it counts as time of the image
     ready = time.perf_counter()
-    masks = predictor.predict(**prompts, use_vlk=use_vlk).masks
-    done = time.perf_counter()
-    times = {"ms_image": 1e3 * (ready - start), "ms_per_object": 1e3 * (done - ready) / len(ids)}
-    return {"n_instances": len(ids), **score_masks(masks, sample.labels, ids), **times}
+    scores = score_masks(segmented(), sample.labels, ids)
+    return {
+        "n_instances": len(ids),
+        **scores,
+        "ms_image": 1e3 * (ready - start),
+        "ms_per_object": 1e3 * sum(spent) / len(ids),
+    }
 
 
 def make_prompts(labels: np.ndarray, ids: np.ndarray, points: Points, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -139,11 +191,12 @@ def make_prompts(labels: np.ndarray, ids: np.ndarray, points: Points, rng: np.ra
     return {"points": np.stack([s.points for s in sampled]), "labels": np.stack([s.labels for s in sampled])}
 
 
-def score_masks(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[str, float]:
+def score_masks(masks: np.ndarray | Iterable[np.ndarray], labels: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     """Score one mask per instance of an image.
 
     Args:
-        masks: bool (I, H, W); labels: int (H, W), the true label map; ids: (I,) the instance of each mask.
+        masks: bool (I, H, W), or parts of them in order, which need not be in memory together.
+        labels: int (H, W), the true label map; ids: (I,) the instance of each mask.
 
     Returns:
         dice_instance: mean Dice of each mask and its own instance.
@@ -157,9 +210,13 @@ def score_masks(masks: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> dict[
     """
     from skimage.measure import label
 
-    parts = [slice(i, i + _CHUNK) for i in range(0, len(ids), _CHUNK)]
-    dices, ious = np.concatenate([instance_scores(masks[p], labels, ids[p]) for p in parts], axis=1)  # (2, I)
-    merged = merge_instances(masks)
+    parts = (masks[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK)) if isinstance(masks, np.ndarray) else masks
+    merging, found = Merging(labels.shape), []
+    for part in parts:
+        found.append(instance_scores(part, labels, ids[merging.count : merging.count + len(part)]))
+        merging.add(part)
+    dices, ious = np.concatenate(found, axis=1)  # (2, I)
+    merged = merging.pieces()
     matched = label_map_scores(merged, label(labels))
     return {
         "dice_instance": float(dices.mean()),

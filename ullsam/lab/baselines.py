@@ -21,9 +21,9 @@ from ullsam.config import ModelConfig
 from ullsam.data.prompts import prompts_on
 from ullsam.errors import InputError, reason
 from ullsam.files import local_folder, read_json
-from ullsam.llm import load_strictly
 from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor, View
+from ullsam.pretrained import load_strictly
 from ullsam.types import Prompts
 
 # model_type in config.json -> transformers' classes; SAM 2's folders hold the video model, whose image part we use

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ullsam.data.corpus import Corpus, Sample
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 from ullsam.evaluation.metrics import instance_scores
 from ullsam.evaluation.protocol import folder_name, make_prompts, select_records
 from ullsam.files import whole
@@ -272,13 +272,17 @@ def worst_cases(predictor: Predictor, corpora: Sequence[Corpus], measured: dict)
         measured: what `python -m ullsam evaluate` wrote about that model and these folders, with points.
 
     Raises:
-        InputError: a folder was not measured.
+        InputError: a folder was not measured, or not with points, or has changed since.
     """
-    results = {result["data"]: result for result in measured.get("results", [measured])}
-    absent = [folder_name(corpus) for corpus in corpora if folder_name(corpus) not in results]
-    if absent:
-        raise InputError(f"The results do not tell of {', '.join(absent)}; evaluate the model on them first.")
-    examples = [worst_case(predictor, corpus, results[folder_name(corpus)]) for corpus in corpora]
+    results = measured.get("results", [measured])
+    results = [result for result in results if isinstance(result, dict)] if isinstance(results, list) else []
+    names, examples = [folder_name(corpus) for corpus in corpora], []
+    for k, (name, corpus) in enumerate(zip(names, corpora, strict=True)):
+        own = [result for result in results if result.get("data") == name]
+        if len(own) != names.count(name):
+            remedy = "give the folders that were measured, those of one name in the same order"
+            raise InputError(f"The results tell of {len(own)} folders called {name}, not of {names.count(name)}; {remedy}.")
+        examples.append(worst_case(predictor, corpus, own[names[:k].count(name)]))
     figure = _draw_grid(examples, 1)[0]
     figure.supxlabel("Number: Dice of the object (mean over the image's objects). Yellow: truth.", fontsize=SMALL)
     return figure
@@ -286,11 +290,17 @@ def worst_cases(predictor: Predictor, corpora: Sequence[Corpus], measured: dict)
 
 def worst_case(predictor: Predictor, corpus: Corpus, result: dict) -> Example:
     """The worst object of the worst image, with the points of its measurement, segmented again."""
-    file = min(result["per_image"], key=lambda row: row["dice_instance"])["file"]
-    records = select_records(corpus, result["split"], result["seed"], None)
-    index, record = next((i, r) for i, r in records if r.file == file)
+    try:
+        file = min(result["per_image"], key=lambda row: float(row["dice_instance"]))["file"]
+        points, seed, vlk = tuple(map(int, result["points"])), int(result["seed"]), bool(result["vlk"])
+    except (KeyError, TypeError, ValueError) as error:  # boxes are no numbers
+        problem = f"The results of {corpus.folder} are not what `python -m ullsam evaluate` writes with points"
+        raise InputError(f"{problem} ({reason(error)}); evaluate the model again.") from error
+    found = [(i, r) for i, r in select_records(corpus, None, seed, None) if r.file == file]
+    if not found:
+        raise InputError(f"{corpus.folder} has no image {file}, which the results tell of; evaluate the model again.")
+    index, record = found[0]
     sample = corpus.read(record)
     ids = instance_ids(sample.labels)
-    rng = np.random.default_rng([result["seed"], index])  # as in `evaluate`
-    prompts = make_prompts(sample.labels, ids, tuple(result["points"]), rng)
-    return Example(folder_name(corpus), sample, ids, prompts).segmented(predictor, result["vlk"]).chosen("worst")
+    prompts = make_prompts(sample.labels, ids, points, np.random.default_rng([seed, index]))  # as in `evaluate`
+    return Example(folder_name(corpus), sample, ids, prompts).segmented(predictor, vlk).chosen("worst")

@@ -70,8 +70,8 @@ def trace_image(model: ULLSAM, sample: Sample, number: int = 0, index: int = 0, 
     pixels, (square,) = model.preprocess([sample.image])
     features = model.encode(pixels)
     tokens = model.image_tokens(features)
-    hidden = model.llm.hidden(tokens)
-    knowledge = model.vlsa(hidden)
+    found = model.states(features)
+    hidden, knowledge = found.image, model.vlsa(found)
 
     def at_tokens(grid: Tensor) -> Tensor:  # (1, C, h, w) -> (1, N, s*C)
         return pixel_shuffle(grid.permute(0, 2, 3, 1), ratio).flatten(1, 2)

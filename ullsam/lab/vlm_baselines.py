@@ -16,7 +16,7 @@ from ullsam.data.io import to_rgb8
 from ullsam.data.questions import Question
 from ullsam.errors import InputError, reason
 from ullsam.files import WEIGHTS, local_folder, read_json
-from ullsam.llm import load_strictly
+from ullsam.pretrained import load_strictly
 
 FILES = (*WEIGHTS, "*.jinja", "*.txt", "*.model")  # chat template and tokenizer come in several files
 

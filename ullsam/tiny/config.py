@@ -34,6 +34,7 @@ class TinyTrainConfig(TrainConfig):
     iou_weight: float = 0.0  # stage 3: weight of the mask-quality head's loss
     dense_weight: float = 0.0  # stage 3: weight of predicting objects and borders from the features alone, as uSAM does
     caption_weight: float = 0.0  # stage 3: weight of the caption loss, which keeps the projection aligned
+    presence_weight: float = 0.0  # stage 3: weight of saying whether what the words name is there at all
     coarse_weight: float = 0.0  # stage 3: weight of the mask loss without finer maps and click maps, as plain SAM would
     spread_weight: float = 0.0  # stages 0 and 3: weight of a penalty on states that are the same at all positions
     word_weight: float = 0.0  # stages 0 and 3: weight of naming the caption's words from the features' mean
@@ -41,7 +42,7 @@ class TinyTrainConfig(TrainConfig):
 
     def lr_scale(self, name: str) -> float:
         """Transformers learn at `transformer_lr_scale` times the rate."""
-        return self.transformer_lr_scale if any(part in name for part in TRANSFORMERS) else 1.0
+        return self.transformer_lr_scale if any(part in name for part in TRANSFORMERS) else super().lr_scale(name)
 
     @property
     def uniform(self) -> bool:

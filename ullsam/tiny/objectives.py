@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ullsam.data.batches import Batches
-from ullsam.losses import bce_loss, mask_losses
+from ullsam.losses import bce_loss, mask_losses, presence_logit
 from ullsam.model import ULLSAM
 from ullsam.objectives import encode_batch
 from ullsam.sbr import sample_box
@@ -61,12 +62,12 @@ class TinySegmentation(nn.Module):
         c, features = self.config, encode_batch(self.model, batch)
         knowledge, extra = self._knowledge(features, batch)
         parts = self._masks(features, knowledge, batch)
-        loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"]
+        loss = parts["bce"] + parts["dice"] + c.iou_weight * parts["iou"] + c.presence_weight * parts.get("presence", 0)
         if c.coarse_weight and getattr(features, "skips", ()):
             coarse = self._masks(replace(features, skips=()), knowledge, batch)
             loss = loss + c.coarse_weight * (coarse["bce"] + coarse["dice"])
             extra["coarse"] = coarse["dice_score"]
-        if self.encoder is not None:
+        if self.encoder is not None and "labels" in batch:
             extra |= self.encoder.parts(features, batch)
         weights = {"caption": c.caption_weight, "dense": c.dense_weight, "words": c.word_weight}
         spread = feature_spread(features.states)
@@ -76,16 +77,21 @@ class TinySegmentation(nn.Module):
     def _masks(self, features: ImageFeatures, knowledge: Tensor | None, batch: dict) -> dict[str, Tensor]:
         logits, iou = self.model.segment(features, batch["prompts"], knowledge)
         truth, valid = batch["truth"].flatten(0, 1).float(), batch["valid"].flatten()
-        bce = balanced_bce if self.config.balance else bce_loss
-        return mask_losses(logits[:, :, 0].flatten(0, 1), truth, valid, bce, iou[:, :, 0].flatten())
+        bce, logits = balanced_bce if self.config.balance else bce_loss, logits[:, :, 0].flatten(0, 1)
+        parts = mask_losses(logits, truth, valid, bce, iou[:, :, 0].flatten())
+        if "words" in batch:
+            there = truth.flatten(1).any(1).float()
+            parts["presence"] = F.binary_cross_entropy_with_logits(presence_logit(logits), there, valid)
+        return parts
 
     def _knowledge(self, features: ImageFeatures, batch: dict):
         """Knowledge of the batch and, where it has a weight, the caption loss, in one pass of the language model."""
         model = self.model
-        if not self.config.caption_weight or model.vlsa is None:
-            return model.knowledge(features), {}
-        hidden, loss = model.llm.hidden_and_loss(model.image_tokens(features), batch["caption"])
-        return model.vlsa(hidden), {"caption": loss}
+        if "words" in batch or not self.config.caption_weight or model.vlsa is None:
+            return model.knowledge(features, batch.get("words") if model.vlsa is not None else None), {}
+        tokens, vlsa = model.image_tokens(features), model.vlsa
+        states, loss = model.llm.read_and_loss(tokens, batch["caption"], None, vlsa.reads, vlsa.layers)
+        return vlsa(model.centre(states)), {"caption": loss}
 
 
 class TinyBatches(Batches):

@@ -27,20 +27,21 @@ class ScalePredictor(Predictor):
         """Encodes an image at all scales, see `Predictor.set_image`."""
         sam, image = self.model.config.sam, to_rgb8(image)
         self.views = tuple(self.encode(image, round(sam.image_size * scale)) for scale in sorted(sam.scales))
-        self.view, self._knowledge = self.views[-1], None  # the whole canvas
+        self._begin(self.views[-1])  # the whole canvas
 
     def decode(self, given: dict[str, np.ndarray], knowledge: Tensor | None, candidates: slice) -> tuple[np.ndarray, ...]:
         """Masks, scores and logits of each object from the view that suits its width, see `Predictor.decode`."""
         self._ready()
-        views = self.views[-1:] if "masks" in given else self.views  # mask prompts are of the whole canvas
+        whole = "masks" in given or ("labels" in given and (given["labels"] < 0).all())  # mask prompts, or words alone
+        views = self.views[-1:] if whole else self.views
         middle = (len(views) - 1) // 2
-        logits, scores = self.segment(views[middle], given, knowledge, candidates)
+        logits, scores = self.decode_view(views[middle], given, knowledge, candidates)
         width = widths(logits[:, 0])
         choice = np.clip(middle + (width <= NARROW) - (width > WIDE), 0, len(views) - 1)
         drawn = list(zip(logits, scores, strict=True))
         for n in set(choice) - {middle}:
             which = np.flatnonzero(choice == n)
-            again = self.segment(views[n], {k: v[which] for k, v in given.items()}, knowledge, candidates)
+            again = self.decode_view(views[n], {k: v[which] for k, v in given.items()}, knowledge, candidates)
             for i, *result in zip(which, *again, strict=True):
                 drawn[i] = result
         masks = [enlarge_masks(x, views[n].square) for n, (x, _) in zip(choice, drawn, strict=True)]
@@ -48,12 +49,12 @@ class ScalePredictor(Predictor):
         logits = [F.interpolate(x[None], side, mode="bilinear")[0] if x.shape[1:] != side else x for x, _ in drawn]
         return tuple(np.stack(x) for x in (masks, [score.cpu() for _, score in drawn], [x.cpu() for x in logits]))
 
-    def segment(self, view: View, given: dict, knowledge: Tensor | None, candidates: slice) -> tuple[Tensor, Tensor]:
-        """`Predictor.segment` with the knowledge of the whole canvas brought to the view's grid."""
+    def decode_view(self, view: View, given: dict, knowledge: Tensor | None, candidates: slice) -> tuple[Tensor, Tensor]:
+        """`Predictor.decode_view` with the knowledge of the whole canvas brought to the view's grid."""
         grid = view.features.embedding.shape[2:]
         if knowledge is not None and knowledge.ndim == 4 and knowledge.shape[2:] != grid:
             knowledge = F.interpolate(knowledge, grid, mode="area")  # (1, C, h, w) -> (1, C, h', w')
-        return super().segment(view, given, knowledge, candidates)
+        return super().decode_view(view, given, knowledge, candidates)
 
 
 def widths(logits: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from ullsam.config import ModelConfig
 from ullsam.data.corpus import data_root, find_corpora
 from ullsam.data.mixture import Mixture
+from ullsam.data.referring import real_scenes
 from ullsam.data.synthetic import STYLES
 from ullsam.errors import InputError
 from ullsam.files import copy_into, read_safetensors, write_json
@@ -42,6 +43,9 @@ SEGMENT = TinyTrainConfig(
     warmup=100,
     workers=1,
 )
+# half of the steps ask by words; what is new beside a trained decoder learns faster than it
+WORDS = dict(word_fraction=0.5, presence_weight=0.2, vlsa_lr_scale=7.0)
+ALL_DOMAINS = ("in_domain", "captions_only")  # masks are learned from the first, words from both
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30)
 TEXTURES = (*STYLES, *3 * ("shapes", "packed_shapes"))  # random textures more often than each kind of microscopy
 
@@ -55,15 +59,15 @@ class Recipe:
     start: str | None = None  # stage whose result it starts from; None: random weights
     synthetic_fraction: float = 0.35  # fraction of synthetic images
     styles: tuple[str, ...] = TEXTURES  # of the synthetic images, each entry equally often
-    sources: str = "in_domain"  # role folder of the real images, always their train split
+    sources: tuple[str, ...] = ("in_domain",)  # role folders of the real images, always their train split
 
 
 # The shipped weights came from a longer chain that grew by trial (README.md in this folder); this one can be repeated.
 RECIPES = {
     "pretrain": Recipe(USAM_TINY, replace(SEGMENT, stage=0, steps=2000, batch_size=8, lr=2e-3)),
-    "align": Recipe(TINY, replace(CAPTION, steps=300), start="pretrain"),
-    "describe": Recipe(TINY, replace(CAPTION, stage=2, steps=500, sentences=0), start="align"),
-    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, caption_weight=0.2), start="describe"),
+    "align": Recipe(TINY, replace(CAPTION, steps=300), start="pretrain", sources=ALL_DOMAINS),
+    "describe": Recipe(TINY, replace(CAPTION, stage=2, steps=500, sentences=0), start="align", sources=ALL_DOMAINS),
+    "ullsam-tiny": Recipe(TINY, replace(SEGMENT, caption_weight=0.2, **WORDS), start="describe"),
     "usam-tiny": Recipe(USAM_TINY, SEGMENT, start="pretrain"),
 }
 
@@ -83,8 +87,10 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
     model = ULLSAM.from_config(recipe.model, recipe.train.seed)
     if recipe.start:
         load_parts(model, folder / recipe.start)
-    corpora = [(corpus, "train") for corpus in find_corpora(data_root(data), recipe.sources)]
-    mixture = Mixture(corpora, recipe.styles, recipe.synthetic_fraction)
+    root = data_root(data)
+    corpora = [(corpus, "train") for role in recipe.sources for corpus in find_corpora(root, role)]
+    named = real_scenes(root, "train") if recipe.train.word_fraction else ()
+    mixture = Mixture(corpora, recipe.styles, recipe.synthetic_fraction, named=named)
     fit(model, recipe.train, mixture, folder / name, progress)
     return folder / name
 

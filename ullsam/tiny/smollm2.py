@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ullsam.errors import InputError
-from ullsam.llm import FOLDERS, quiet_transformers
+from ullsam.pretrained import FOLDERS, quiet_transformers
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -5,6 +5,7 @@ Source: paper, appendix C, Figure 9.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import ipaddress
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,16 +32,18 @@ from ullsam.widgets.click import ClickToSegment, counted, jpeg
 from ullsam.widgets.export import numbered
 from ullsam.widgets.files import FileExchange
 from ullsam.widgets.live import scaled
+from ullsam.widgets.project import locked
 
 MEGABYTES = 50  # of one uploaded file
 MEGAPIXELS = 50  # of one page; a small file can hold a large picture
 RESULT = 640  # longer side of the result picture, pixels
 RESULTS = ("tiff", "roi", "overlay", "csv")  # what the downloaded file holds
 NOTEBOOK = "notebooks/app.ipynb"
+FILES = "ullsam_app_"  # start of the name of a server's temporary folder
 SESSIONS = 8  # pages at once; each has a kernel with the models, about 0.9 GB
 IDLE = 30 * 60  # seconds without a gesture after which a page's kernel ends
 SWEEP = 10  # seconds between two looks for kernels that can end
-CONVERT = "from ullsam.llm import smollm2_folder; smollm2_folder()"  # takes half a minute where it was never done
+CONVERT = "from ullsam.tiny.smollm2 import smollm2_folder; smollm2_folder()"  # takes half a minute where it was never done
 
 
 class App:
@@ -127,14 +131,17 @@ class App:
 
         The file lies in a folder of its own: two of the same name never meet, and none lies beside another one.
         """
-        plain = re.sub(r"[^\w .()+-]", "_", Path(name.replace("\\", "/")).name).lstrip(". ")[-80:]
+        plain = re.sub(r"[^\w .()+-]", "_", Path(name.replace("\\", "/")).name).lstrip(". ")[-60:]
         if Path(plain).suffix.lower() not in IMAGE_SUFFIXES:
             formats = f"{', '.join(IMAGE_SUFFIXES)}; save it in one of these formats"
             raise InputError(f"{plain or 'The file'} is not one of {formats}.")
         self._uploads += 1
         path = Path(self._folder.name, str(self._uploads), plain)
-        path.parent.mkdir()
-        path.write_bytes(data)
+        try:
+            path.parent.mkdir()
+            path.write_bytes(data)
+        except OSError as error:
+            raise InputError(f"{plain} could not be kept here ({error.strerror}); try again later.") from error
         try:
             check_size(path)
             self.files.tell(act(path))
@@ -247,12 +254,21 @@ def serve(notebook: str | Path = NOTEBOOK, host="127.0.0.1", port=8866, sessions
         raise InputError("Voila is not installed; run: pip install voila") from error
     if not Path(notebook).is_file():
         raise InputError(f"There is no notebook {notebook}; run this in the repository's folder, or name the file.")
-    with tempfile.TemporaryDirectory(prefix="ullsam_app_", ignore_cleanup_errors=True) as folder:
+    remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=FILES, ignore_cleanup_errors=True) as folder, locked(Path(folder)):
         os.environ.update(TMPDIR=folder, OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")  # kernels inherit them
         tempfile.tempdir = folder
         # once for all, not by each of the first pages; if it fails the page says why
         subprocess.run([sys.executable, "-c", CONVERT], stderr=subprocess.DEVNULL, check=False)
         Voila.launch_instance([str(notebook)], config=settings(host, port, sessions, browser))
+
+
+def remove_leftovers() -> None:
+    """Removes what people uploaded to servers of this machine that were killed; one that runs has locked its folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FILES}*"):
+        with contextlib.suppress(ImportError, OSError), locked(folder, wait=False):
+            if time.time() - folder.stat().st_mtime > SWEEP:  # a server that just starts has not locked it yet
+                shutil.rmtree(folder)
 
 
 def settings(host: str, port: int, sessions: int, browser: bool):

@@ -13,6 +13,7 @@ from ullsam.plots.charts import FONT
 from ullsam.plots.images import panel_grid, show_masks
 from ullsam.plots.overlays import PALETTE, instance_colours, outline, overlay
 from ullsam.widgets.live import WRAP, Live, beside, enable_colab, gesture, own_predictor, png_bytes, scaled, still
+from ullsam.widgets.pages import is_index
 
 SIDE = 520  # longer side of the image in the browser, pixels
 MARGIN = 12  # pixels that jupyter-bbox-widget leaves around it
@@ -123,6 +124,8 @@ class BoxToSegment(Live):
             bboxes: dicts with x, y (upper left corner), width, height in image pixels counted from the image's edge, and
                 label. A box below 2 pixels (one just begun) or outside the image is passed over and counted in `skipped`.
         """
+        if not isinstance(bboxes, (list, tuple)):
+            raise InputError(f"{bboxes!r} is no list of boxes; give one of dicts with x, y, width and height.")
         rows = [(from_browser(b), b.get("label") or self.label) for b in bboxes]
         usable = tuple(row for row in rows if self._usable(row[0]))
         self._take(usable)
@@ -186,8 +189,8 @@ class BoxToSegment(Live):
         self._rows, self.skipped = rows, 0
 
     def _row(self, number: int) -> tuple:
-        if not 1 <= number <= len(self._rows):
-            raise InputError(f"There is no box {number}; boxes are numbered 1 to {len(self._rows)}.")
+        if not is_index(number, len(self._rows) + 1) or number == 0:
+            raise InputError(f"There is no box {number!r}; boxes are numbered 1 to {len(self._rows)}.")
         return self._rows[number - 1]
 
     def _replace(self, number: int, *rows: tuple) -> None:
@@ -198,7 +201,7 @@ class BoxToSegment(Live):
         height, width = self.predictor.size
         try:
             box = tuple(float(v) for v in box)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"The box {box} is not made of numbers; give x0, y0, x1, y1 in pixels.") from error
         if not self._usable(box):
             remedy = f"give x0 < x1 and y0 < y1, at least partly inside the image of {width} x {height} pixels"

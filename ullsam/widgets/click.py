@@ -23,6 +23,7 @@ import traitlets
 from ullsam.errors import InputError
 from ullsam.plots.overlays import PALETTE, instance_colours
 from ullsam.widgets.export import EXPORT_FORMATS
+from ullsam.widgets.instances import file_name
 from ullsam.widgets.live import enable_colab
 from ullsam.widgets.session import ClickSession
 
@@ -76,8 +77,9 @@ class ClickToSegment(anywidget.AnyWidget):
     def __init__(self, models, image, vlk: bool = True, project=None, stack: bool = False, export_folder=None):
         enable_colab()
         self.session = ClickSession(models, image, vlk, project, stack)
-        beside = isinstance(image, (str, Path))
-        self.export_folder = Path(export_folder or (f"{Path(image).with_suffix('')}_export" if beside else "ullsam_export"))
+        pages = self.session.pages
+        beside = pages.path.with_name(f"{file_name(pages.name)}_export") if pages.path else "ullsam_export"
+        self.export_folder = Path(export_folder or beside)
         self._turn = threading.RLock()  # JupyterLab hands its gestures to another thread than cells run in
         self._sent: dict = {}  # what the layers in the browser were made of
         super().__init__(status="Click on an object.")

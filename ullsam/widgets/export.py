@@ -12,19 +12,23 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from itertools import count
+from dataclasses import replace
+from itertools import count, product
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ullsam.data.corpus import _read_table as read_table
+from ullsam.data.decode import open_tiff
 from ullsam.data.io import png, write_atomic, write_labels
 from ullsam.errors import InputError
 from ullsam.files import write_json
 from ullsam.plots.overlays import overlay
-from ullsam.widgets.instances import LARGEST, PLAIN_NAME, Annotations, Region, regions
+from ullsam.widgets.instances import LARGEST, PLAIN_NAME, Annotations, Region, file_name, regions
+from ullsam.widgets.project import locked
 
-COLUMNS = ("file", "source_id", "split", "n_instances", "height", "width")  # of a corpus's images.csv
+COLUMNS = ("file", "source_id", "split", "n_instances", "height", "width", "sha256")  # of a corpus's images.csv
 
 
 def export(annotations: Annotations, folder: str | Path, formats: Iterable[str]) -> dict[str, Path]:
@@ -47,13 +51,18 @@ def export(annotations: Annotations, folder: str | Path, formats: Iterable[str])
     unknown = [str(name) for name in formats if name not in EXPORT_FORMATS]
     if unknown or not formats:
         raise InputError(f"There is no export {', '.join(unknown) or 'of nothing'}; choose of {', '.join(EXPORT_FORMATS)}.")
-    if not any(labels.any() for labels in annotations.labels.values()):
-        raise InputError("There is no instance to export; save one first.")
+    if empty := not any(labels.any() for labels in annotations.labels.values()):  # a corpus loses what it has of the image
+        formats = ["corpus"] if "corpus" in formats and (folder / "corpus" / "images.csv").is_file() else []
+        annotations = replace(annotations, labels={})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return {name: EXPORT_FORMATS[name][1](annotations, folder) for name in formats}
+        if formats:
+            folder.mkdir(parents=True, exist_ok=True)
+        files = {name: EXPORT_FORMATS[name][1](annotations, folder) for name in formats}
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
+    if empty:
+        raise InputError("There is no instance to export; save one first.")
+    return files
 
 
 def write_tiff(annotations: Annotations, folder: Path) -> Path:
@@ -83,27 +92,50 @@ def write_rois(annotations: Annotations, folder: Path) -> Path:
     buffer, path = io.BytesIO(), folder / f"{annotations.name}_rois.zip"
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for page, number, name, region in annotations.objects():
-            title = f"{number:04d}-" + re.sub(r"[^\w .+-]", "_", name)
-            roi = _roi(region, title, page + 1 if annotations.count > 1 else 0)
-            archive.writestr(f"{title}.roi", roi.tobytes())
+            title = f"{number:04d}-" + file_name(re.sub(r"[^\w .+-]", "_", name))
+            archive.writestr(f"{title}.roi", _roi(region, title, positions(annotations, page)).tobytes())
     write_atomic(path, buffer.getvalue())
     return path
 
 
-def _roi(region: Region, name: str, position: int):
-    """A traced outline, or a composite where there are several; `position` is the page from 1, 0 for none."""
+def positions(annotations: Annotations, page: int) -> dict[str, int]:
+    """Where ImageJ shows what lies on a page: its slice from 1, in a hyperstack its z and t, on all channels."""
+    if annotations.count == 1:
+        return {}
+    stacked = {axis: n for axis, n in annotations.axes.items() if axis != "C"}
+    if len(annotations.axes) < 2 or not set(stacked) <= set("ZT") or np.prod([*stacked.values()]) != annotations.count:
+        return {"position": page + 1}
+    indices = np.unravel_index(page, [*stacked.values()])
+    return {f"{axis.lower()}_position": int(i) + 1 for axis, i in zip(stacked, indices, strict=True)}
+
+
+def stack_axes(path: Path | None) -> dict[str, int]:
+    """Sizes of the axes of a tif along which planes follow each other, such as {"T": 2, "Z": 3, "C": 2}; of others {}."""
+    try:
+        with open_tiff(path) as tif:
+            (series,) = tif.series
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            return {axis: n for axis, n in sizes.items() if axis not in "YXS"}
+    except Exception:  # no file, another format, or several images
+        return {}
+
+
+def _roi(region: Region, name: str, position: dict[str, int]):
+    """A traced outline, or a composite where there are several."""
     from roifile import ROI_TYPE, ImagejRoi
 
     paths, (height, width) = outlines(region), region.pixels.shape
     if len(paths) == 1:
         roi = ImagejRoi.frompoints(paths[0], name=name)
-        roi.roitype, roi.position = ROI_TYPE.TRACED, position
+        roi.roitype = ROI_TYPE.TRACED
+        for key, value in position.items():
+            setattr(roi, key, value)
         return roi
     steps = [[0.0, *path[0]] + [v for point in path[1:] for v in (1.0, *point)] + [4.0] for path in paths]
     line = np.concatenate(steps).astype(np.float32)  # 0 move to, 1 line to, 4 close
     frame = {"left": region.x0, "top": region.y0, "right": region.x0 + width, "bottom": region.y0 + height}
     shape = {"roitype": ROI_TYPE.RECT, "shape_roi_size": len(line), "multi_coordinates": line}
-    return ImagejRoi(name=name, position=position, **frame, **shape)
+    return ImagejRoi(name=name, **position, **frame, **shape)
 
 
 def outlines(region: Region) -> list[np.ndarray]:
@@ -134,11 +166,12 @@ def write_coco(annotations: Annotations, folder: Path) -> Path:
     for page, number, name, region in objects:
         ids = {"id": number, "image_id": page + 1, "category_id": categories[name], "iscrowd": 0}
         box, runs = [region.x0, region.y0, *region.pixels.shape[::-1]], run_lengths(region, annotations.labels[page].shape)
-        records.append(ids | {"area": region.area, "bbox": box, "segmentation": runs})
+        asked = {"words": annotations.words[number]} if annotations.words.get(number) else {}
+        records.append(ids | {"area": region.area, "bbox": box, "segmentation": runs} | asked)
     content = {"info": {"description": f"Instances of {annotations.name}"}, "images": images, "annotations": records}
     content["categories"] = [{"id": i, "name": name} for name, i in categories.items()]
     path = folder / f"{annotations.name}_coco.json"
-    write_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
+    write_atomic(path, json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace"))
     return path
 
 
@@ -159,6 +192,8 @@ def write_overlay(annotations: Annotations, folder: Path) -> Path:
     path = folder / f"{annotations.name}_overlay{'.png' if single else ''}"
     if not single:
         path.mkdir(exist_ok=True)
+        for page in set(range(annotations.count)) - set(annotations.labels):  # had instances in an earlier export
+            (path / f"{annotations.page_name(page)}.png").unlink(missing_ok=True)
     for page, labels in annotations.labels.items():
         file = path if single else path / f"{annotations.page_name(page)}.png"
         write_atomic(file, png(numbered(images[page], labels)))
@@ -190,23 +225,31 @@ def numbered(image: np.ndarray, labels: np.ndarray, letters: float = 1.0) -> np.
 def write_csv(annotations: Annotations, folder: Path) -> Path:
     """`<name>_measurements.csv`: a row for each instance; lengths in pixels, and in micrometres where they are known."""
     rows = [row for page in sorted(annotations.labels) for row in measure(annotations, page)]
+    for row, key in product(rows, ("name", "words")):  # a table program would compute a name such as =1+1
+        row[key] = f"'{row[key]}" if row[key].startswith(("=", "+", "-", "@")) else row[key]
     path = folder / f"{annotations.name}_measurements.csv"
     write_atomic(path, csv_text(rows).encode("utf-8"))
     return path
 
 
 def measure(annotations: Annotations, page: int) -> list[dict]:
-    """Page and number from 1, name, area, diameter of the circle of this area, centre (x, y) and mean of each channel."""
+    """Page and number from 1, name, words, area, diameter of the circle of this area, centre (x, y) and mean of each channel."""
     from skimage.measure import regionprops
 
     um, rows = annotations.pixel_size, []
     for number, region in regions(annotations.labels[page]).items():
-        image, corner = annotations.images[page][region.window], (region.y0, region.x0)
+        image, corner = (annotations.values or annotations.images)[page][region.window], (region.y0, region.x0)
         (props,) = regionprops(region.pixels.astype(np.uint8), image, offset=corner)
         (y, x), means = props.centroid, np.atleast_1d(props.intensity_mean)
         titles = ["mean_intensity"] if len(means) == 1 else [f"mean_intensity_{c + 1}" for c in range(len(means))]
         row = {"page": page + 1, "number": number, "name": annotations.names.get(number, PLAIN_NAME)}
-        row |= {"area_px": int(props.area), "diameter_px": props.equivalent_diameter_area, "x_px": x, "y_px": y}
+        row |= {
+            "words": annotations.words.get(number, ""),
+            "area_px": int(props.area),
+            "diameter_px": props.equivalent_diameter_area,
+            "x_px": x,
+            "y_px": y,
+        }
         if um:
             area = float(props.area) * um[0] * um[1]
             row |= {"area_um2": area, "diameter_um": 2 * np.sqrt(area / np.pi)}
@@ -215,30 +258,41 @@ def measure(annotations: Annotations, page: int) -> list[dict]:
 
 
 def write_corpus(annotations: Annotations, folder: Path) -> Path:
-    """`corpus`: images/, masks/, images.csv and meta.json for `ullsam.Corpus`; what the folder holds already stays."""
+    """`corpus`: images/, masks/, images.csv and meta.json for `ullsam.Corpus`; what it holds of other images stays.
+
+    Rows of this image from an earlier export are replaced; pages that have no instance any more are taken out.
+    """
     root = folder / "corpus"
     for part in (root / "images", root / "masks"):
         part.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for page in sorted(annotations.labels):
-        labels = annotations.labels[page]
-        file = _write_image(annotations.images[page], root / "images", annotations.page_name(page))
-        write_labels(root / "masks" / f"{Path(file).stem}.tif", labels)
-        sizes = {"n_instances": len(regions(labels)), "height": labels.shape[0], "width": labels.shape[1]}
-        rows.append({"file": file, "source_id": annotations.name, "split": "train", **sizes})
-    table, old, new = root / "images.csv", [], {row["file"] for row in rows}
-    if table.is_file():  # rows of the same files are replaced
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            old = list(csv.DictReader(lines))
-    columns = dict.fromkeys([*COLUMNS, *(key for row in old for key in row)])
-    write_atomic(table, csv_text([row for row in old if row["file"] not in new] + rows, columns).encode("utf-8"))
-    if not (root / "meta.json").exists():
-        meta, um = {"name": annotations.name, "pixel_size": "not recorded"}, annotations.pixel_size
-        if um:
-            meta["pixel_size"] = "{:.6g} x {:.6g} um".format(*um)
-        name = Counter([*annotations.names.values()] or [PLAIN_NAME]).most_common(1)[0][0]
-        write_json(root / "meta.json", meta if name == PLAIN_NAME else meta | {"structure": name})
+    with locked(root):
+        table = root / "images.csv"
+        old = read_table(root)
+        rows = [_write_page(annotations, page, root) for page in sorted(annotations.labels)]
+        new, known = {row["file"] for row in rows}, (annotations.sha, annotations.name)
+        stale = {row["file"] for row in old if annotations.sha and (row.get("sha256"), row.get("source_id")) == known} - new
+        columns = dict.fromkeys([*COLUMNS, *(key for row in old for key in row if key)])
+        kept = [row for row in old if row["file"] not in new | stale]
+        write_atomic(table, csv_text(kept + rows, columns).encode("utf-8"))
+        for file in map(Path, stale):
+            (root / "images" / file.name).unlink(missing_ok=True)
+            (root / "masks" / f"{file.stem}.tif").unlink(missing_ok=True)
+        if rows and not (root / "meta.json").exists():
+            meta, um = {"name": annotations.name, "pixel_size": "not recorded"}, annotations.pixel_size
+            if um:
+                meta["pixel_size"] = "{:.6g} x {:.6g} um".format(*um)
+            name = Counter([*annotations.names.values()] or [PLAIN_NAME]).most_common(1)[0][0]
+            write_json(root / "meta.json", meta if name == PLAIN_NAME else meta | {"structure": name})
     return root
+
+
+def _write_page(annotations: Annotations, page: int, root: Path) -> dict:
+    """Writes the image and the mask of a page into a corpus and returns its row of images.csv."""
+    labels = annotations.labels[page]
+    file = _write_image(annotations.images[page], root / "images", annotations.page_name(page))
+    write_labels(root / "masks" / f"{Path(file).stem}.tif", labels)
+    values = (file, annotations.name, "train", len(regions(labels)), *labels.shape, annotations.sha)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _write_image(image: np.ndarray, folder: Path, stem: str) -> str:
@@ -265,7 +319,7 @@ def _write_image(image: np.ndarray, folder: Path, stem: str) -> str:
 def csv_text(rows: list[dict], columns: Iterable[str] | None = None) -> str:
     """Rows as csv; numbers with at most six digits."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns or rows[0]), lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, list(columns or rows[0]), lineterminator="\n", restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return text.getvalue()

@@ -58,9 +58,12 @@ class FileExchange(anywidget.AnyWidget):
         """A message from the browser; what goes wrong becomes a sentence, and the page goes on."""
         try:
             self._acts.get(content.get("kind"), lambda *_: None)(content, buffers)
-        except InputError as error:
+        except Exception as error:
             self._forget()
-            self.tell(str(error), failed=True)
+            own = isinstance(error, InputError)
+            self.tell(str(error) if own else f"That did not work ({type(error).__name__}); try it again.", failed=True)
+            if not own:
+                raise
 
     def _begin(self, content: dict, _buffers: list) -> None:
         name, size, take = content.get("name"), content.get("size"), self._takes.get(content.get("purpose"))

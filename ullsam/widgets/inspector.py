@@ -98,8 +98,8 @@ class VlsaInspector(Live):
         self.image, self.predictor = to_rgb8(image), own_predictor(model, image)
         self.square, features = self.predictor.view.square, self.predictor.view.features
         with torch.inference_mode():
-            hidden = model.llm.hidden(model.image_tokens(features))  # (1, N, D)
-            knowledge = model.vlsa(hidden)
+            states = model.states(features)
+            hidden, knowledge = states.image, model.vlsa(states)  # (1, N, D), (1, ...)
         maps = {"image features": features.embedding, "LLM hidden states": to_grid(hidden).permute(0, 3, 1, 2)}
         if knowledge.ndim == 4:  # else the variant's knowledge has no places
             maps["knowledge"] = knowledge

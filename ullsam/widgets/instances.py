@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import cv2
@@ -64,6 +66,7 @@ class Instance:
     model: str  # name of the model that segmented it, "" for an imported one
     page: int  # from 0
     region: Region
+    words: str = ""  # that said what to segment, "" for none
 
     area = property(lambda self: self.region.area, doc="Number of pixels.")
 
@@ -80,6 +83,9 @@ class State:
     channel: int | None = None
     prompts: tuple[Point, ...] = ()
     box: Box | None = None
+    words: str = ""  # what to segment; a model that cannot follow them ignores them
+    alone: bool = False  # the object is all that the words name, without a prompt
+    presence: float | None = None  # how sure the model is that what the words name is there, 0 to 1; None without words
     suggested: tuple[Point, ...] = ()  # the automatic points
     region: Region | None = None  # pixels of the current object
     editing: int | None = None  # number of the instance that is the current object
@@ -90,11 +96,12 @@ class State:
     @property
     def empty(self) -> bool:
         """There is no current object."""
-        return not self.prompts and self.box is None and self.editing is None
+        return not self.prompts and self.box is None and not self.alone and self.editing is None
 
     def without_object(self, **changes) -> State:
-        """The same without a current object."""
-        return replace(self, prompts=(), box=None, suggested=(), region=None, editing=None, **changes)
+        """The same without a current object; the words stay for the next one."""
+        nothing = {"alone": False, "presence": None, "suggested": (), "region": None, "editing": None}
+        return replace(self, prompts=(), box=None, **nothing, **changes)
 
     def find(self, number: int) -> Instance:
         """The instance of this number, or `InputError`."""
@@ -155,6 +162,15 @@ def from_labels(labels: np.ndarray, page: int, existing: Sequence[Instance], nam
     return tuple(Instance(number, name, (), region.box, "", page, region) for number, region in rows)
 
 
+def file_name(name: str, longest: int = 180) -> str:
+    """A name for files made from a file of this name: text of at most `longest` bytes, a changed one told by a digest."""
+    text = re.sub(r"[\ud800-\udfff]", "_", name)  # bytes that are no UTF-8
+    if text == name and len(text.encode()) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{text.encode()[:longest].decode(errors='ignore')}-{digest}"
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """Instances of one image or stack as plain arrays and names, which every export starts from.
@@ -163,13 +179,17 @@ class Annotations:
     """
 
     name: str  # what the files are called
-    images: dict[int, np.ndarray]  # by page from 0: (H, W) or (H, W, C) in the image's own numbers
+    images: dict[int, np.ndarray]  # by page from 0: (H, W) or (H, W, C), as the model got them
     labels: dict[int, np.ndarray]  # integer (H, W), 0 background, numbers unique in all pages
-    names: dict[int, str]  # of the numbers
+    names: dict[int, str]  # of the numbers; also the class of an instance
     pictures: dict[int, np.ndarray] | None = None  # uint8 RGB (H, W, 3) for overlays; None: made of `images`
+    values: dict[int, np.ndarray] | None = None  # to be measured, where these are other numbers than those of `images`
     count: int = 1  # pages of the image
     pixel_size: tuple[float, float] | None = None  # width and height in micrometres
     file: str = ""  # name of the image's file, if it has one
+    sha: str = ""  # fingerprint of the image, see `Pages.sha`
+    axes: dict[str, int] = field(default_factory=dict)  # of a tif, see `export.stack_axes`
+    words: dict[int, str] = field(default_factory=dict)  # of the numbers that were segmented with words
 
     def page_name(self, page: int) -> str:
         """Name of one page's files."""

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from ullsam.data.decode import MAX_CHANNELS, count_pages, decode, open_tiff
-from ullsam.data.io import as_labels, read_image, to_rgb8
+from ullsam.data.io import as_array, as_labels, read_image, to_rgb8
 from ullsam.errors import InputError
 
 SAMPLE = 1024  # percentiles are taken from at most about this many rows and columns
 KEPT = 4  # decoded pages of a file that are kept at hand
 MICRO = ("µm", "\u03bcm", "\\u00b5m", "um", "micron", "microns", "micrometer")  # two code points, and ImageJ escapes it
 MICROMETRES = dict.fromkeys(MICRO, 1.0) | {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}  # in a unit
+
+PRINTING = (72, 75, 90, 96, 100, 120, 144, 150, 180, 192, 200, 220, 240, 250, 266, 288, 300, 350, 360, 400, 450, 500, 600)
+PRINTING = (*PRINTING, 720, 800, 1000, 1200, 1440, 2400, 4800)  # dots per inch that programs, printers and scanners write
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Pages:
         if self.path is not None:
             self.count, read = count_pages(self.path), lambda z: read_image(self.path, z)
         else:
-            array = np.asarray(image)
+            array = as_array(image)
             if stack and (array.ndim not in (3, 4) or not len(array)):
                 raise InputError(f"The stack has shape {array.shape}; give (Z, H, W) or (Z, H, W, C) with Z pages.")
             self.count, read = (len(array), lambda z: array[z]) if stack else (1, lambda z: array)
@@ -67,6 +70,13 @@ class Pages:
         if image.ndim == 3 and image.shape[2] > MAX_CHANNELS >= image.shape[0]:
             return np.moveaxis(image, 0, -1)  # (C, H, W) -> (H, W, C), as in `to_rgb8`
         return image
+
+    def values(self, z: int) -> np.ndarray:
+        """The numbers of a page to measure: those of `page`, but what a tif stores where `page` looks its colours up."""
+        image = self.page(z)
+        if self.path is None or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            return image
+        return decode(self.path, int(z), table=False)
 
     def channels(self, z: int) -> tuple[str, ...]:
         """Names of the channels to choose from; none for a grey image."""
@@ -108,7 +118,9 @@ class Pages:
         """
         if isinstance(source, (str, Path)):
             count = count_pages(source)
-            given = [decode(source, z, palette=False) for z in range(count if count == self.count else 1)]
+            if count not in (1, self.count):
+                raise InputError(f"{source} has {count} pages but the image has {self.count}; give one or as many.")
+            given = [decode(source, z, labels=True) for z in range(count)]
         else:
             given = np.asarray(source)
             given = list(given) if given.ndim == 3 and len(given) == self.count else [given]
@@ -149,7 +161,7 @@ def display(image: np.ndarray, how: Display) -> np.ndarray:
 def read_pixel_size(path: Path) -> tuple[float, float] | None:
     """(width, height) of a pixel in micrometres from a tif's OME, ImageJ or centimetre tags; None without usable ones.
 
-    Dots per inch are no measure: most programs write some.
+    Dots per inch are no measure, also where they are stored in centimetres: most programs write some.
     """
     try:
         with open_tiff(path) as tif:
@@ -163,6 +175,8 @@ def read_pixel_size(path: Path) -> tuple[float, float] | None:
                 unit = str(tif.imagej_metadata["unit"]).lower() if tif.is_imagej else "cm" if in_centimetres else ""
                 pairs = [tags[f"{a}Resolution"].value for a in "XY"]  # pixels per unit, as a fraction
                 size = tuple(MICROMETRES[unit] * below / above for above, below in pairs)
+            size = size[::-1] if tags.valueof(274, 1) in (5, 6, 7, 8) else size  # the page is turned on its side
     except Exception:  # another format, or tags that say nothing: the image can be used without
         return None
-    return size if all(np.isfinite(s) and s > 0 for s in size) else None
+    usable = all(np.isfinite(s) and s > 0 and min(abs(1e4 / s - dpi / 2.54) for dpi in PRINTING) > 0.5 for s in size)
+    return size if usable else None

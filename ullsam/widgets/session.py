@@ -16,17 +16,29 @@ import numpy as np
 
 from ullsam.data.io import to_rgb8
 from ullsam.errors import InputError
-from ullsam.model import ULLSAM
+from ullsam.model import ULLSAM, check_words
 from ullsam.predictor import Predictor
 from ullsam.sbr import sample_points
-from ullsam.widgets.export import export
-from ullsam.widgets.instances import PLAIN_NAME, Annotations, Instance, Region, State, free_numbers, from_labels, label_map
+from ullsam.widgets.export import export, stack_axes
+from ullsam.widgets.instances import (
+    PLAIN_NAME,
+    Annotations,
+    Instance,
+    Region,
+    State,
+    file_name,
+    free_numbers,
+    from_labels,
+    label_map,
+)
 from ullsam.widgets.pages import Display, Pages, display, is_index
 from ullsam.widgets.project import Autosave
+from ullsam.widgets.words import bare, unknown
 
 GRAB = 0.01  # a click this near to a point, as a fraction of the image's longer side, takes the point away
 STEPS = 200  # changes that can be taken back
 NEGATIVES = 3  # automatic points around the mask, as many as the paper trains with
+PRESENT = 0.5  # presence from which the model is taken to see what the words name
 ENCODED = 8  # encoded images (of models, pages and channels) that are kept at hand
 
 
@@ -96,6 +108,20 @@ class ClickSession:
         """Removes the box; points stay."""
         if self.state.box is not None:
             self._prompt(box=None)
+
+    def set_words(self, words: str | None) -> None:
+        """Says in words what to segment, such as "nuclei", and segments the current object again; empty: without words."""
+        words = self._text(words) if words and words.strip() else ""
+        if words != self.state.words:
+            self._prompt(words=words)
+
+    def segment_words(self, words: str | None = None) -> None:
+        """Segments all that words name, without points and box.
+
+        Args:
+            words: instead of those that are set.
+        """
+        self._prompt(words=self._text(self.state.words if words is None else words), alone=True, prompts=(), box=None)
 
     def clear(self) -> None:
         """Removes the prompts of the current object; saved instances stay, also the one that was being edited."""
@@ -188,8 +214,10 @@ class ClickSession:
             raise InputError("The mask has no pixel that is not saved already; add a point or clear the points.")
         number, name = next(free_numbers(state.instances)), PLAIN_NAME
         if state.editing is not None:
-            number, name = state.editing, state.find(state.editing).name
-        new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free))
+            old = state.find(state.editing)
+            number, name = old.number, PLAIN_NAME if old.name == old.words else old.name
+        name = self.words if self.words and name == PLAIN_NAME else name  # its class, until a person says otherwise
+        new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free), self.words)
         self._change(state.without_object(instances=state.put(new)))
         return number
 
@@ -216,8 +244,9 @@ class ClickSession:
     def edit(self, number: int) -> None:
         """Makes an instance the current object again, with its prompts and pixels; it stays saved until it is replaced."""
         chosen = self.state.find(number)
-        state = self.state.without_object(page=chosen.page)
-        self._change(replace(state, prompts=chosen.prompts, box=chosen.box, region=chosen.region, editing=number))
+        state, prompts = self.state.without_object(page=chosen.page), {"prompts": chosen.prompts, "box": chosen.box}
+        alone = not chosen.prompts and chosen.box is None
+        self._change(replace(state, **prompts, words=chosen.words, alone=alone, region=chosen.region, editing=number))
         self._selected = number
 
     def import_labels(self, source: np.ndarray | str | Path) -> int:
@@ -243,10 +272,21 @@ class ClickSession:
         instances, pages = self.state.instances, self.pages
         views = {z: pages.view(z, None) for z in sorted({i.page for i in instances})}
         labels = {z: label_map(instances, z, view.shape[:2]) for z, view in views.items()}
-        pictures = {z: display(view, self.contrast) for z, view in views.items()}
-        about = {"count": pages.count, "pixel_size": pages.pixel_size, "file": pages.file}
-        names = {i.number: i.name for i in instances}
-        return export(Annotations(pages.name, views, labels, names, pictures, **about), folder, kinds)
+        annotations = Annotations(
+            file_name(pages.name),
+            images=views,
+            labels=labels,
+            names={i.number: i.name for i in instances},
+            pictures={z: display(view, self.contrast) for z, view in views.items()},
+            values={z: pages.values(z) for z in views},
+            count=pages.count,
+            pixel_size=pages.pixel_size,
+            file=pages.file,
+            sha=pages.sha,
+            axes=stack_axes(pages.path),
+            words={i.number: i.words for i in instances if i.words},
+        )
+        return export(annotations, folder, kinds)
 
     instances = property(lambda self: list(self.state.instances), doc="Saved instances of all pages, list of Instance.")
     project = property(lambda self: self._autosave.path, doc="The file that keeps the work, or None.")
@@ -256,16 +296,44 @@ class ClickSession:
     network = property(lambda self: self.segmenter.models[self.state.model].model, doc="The current model.")
     has_vlk = property(lambda self: self.network.vlsa is not None, doc="The model has knowledge to switch.")
     vlk = property(lambda self: self.state.vlk and self.has_vlk, doc="With vision-language knowledge.")
+    words = property(lambda self: self.segmenter.words(self.state), doc="Words that the mask follows; '' for none.")
     encoded = property(lambda self: self.state.encoding in self.segmenter.predictors, doc="The next click need not wait.")
     description = property(lambda self: self._descriptions.get(self.state.encoding, ""), doc="The language model's words.")
     can_undo = property(lambda self: bool(self._past), doc="There is a change to take back.")
     can_redo = property(lambda self: bool(self._future), doc="There is a change to do again.")
     grab = property(lambda self: max(1.0, GRAB * max(self.size)), doc="Pixels within which a click means a point there.")
 
+    @property
+    def no_words(self) -> str:
+        """One sentence why words cannot be used now, or ''."""
+        if self.vlk:
+            return ""
+        if self.has_vlk:
+            return "Words need vision-language knowledge (VLK); switch it on."
+        able = [name for name, predictor in self.segmenter.models.items() if predictor.model.vlsa is not None]
+        remedy = f"choose {able[0]}" if able else "load 'tiny', which can"
+        return f"{self.state.model} works without a language model and cannot follow words; {remedy}."
+
+    @property
+    def absence(self) -> str:
+        """One sentence that what the words name is not here, as far as the model can tell, or ''."""
+        presence = self.state.presence
+        return f"I see no {bare(self.words)} here." if presence is not None and presence < PRESENT else ""
+
+    @property
+    def hint(self) -> str:
+        """One sentence about the words that are set, or ''."""
+        return self.no_words or unknown(self.words)
+
     selected = property(
         lambda self: next((i.number for i in self.state.instances if i.number == self._selected), None),
         doc="Number of the instance that is marked, or None.",
     )
+
+    def _text(self, words: str) -> str:
+        if self.no_words:
+            raise InputError(self.no_words)
+        return check_words(words, 1)[0]
 
     def _prompt(self, **changes) -> None:
         """Changes what the mask depends on; taken over only when the mask could be computed."""
@@ -292,7 +360,7 @@ class ClickSession:
 def _numbers(*values) -> tuple[float, ...]:
     try:
         return tuple(float(v) for v in values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{values} are not numbers; give x and y in image pixels.") from error
 
 
@@ -320,23 +388,34 @@ class Segmenter:
         self.predictors = dict([*self.predictors.items(), (state.encoding, predictor)][-ENCODED:])
         return predictor
 
-    def segmented(self, state: State) -> State:
-        """The state with the mask of its prompts, and with automatic points if they are wished for."""
-        state = replace(state, suggested=(), region=None)
-        if not state.prompts and state.box is None:
-            return state
-        mask = self._mask(state)
-        if state.negatives and (ring := _negative_ring(mask, state.prompts)):
-            state = replace(state, suggested=ring)
-            mask = self._mask(state)
-        return replace(state, region=Region.of(mask))
+    def words(self, state: State) -> str:
+        """The words that the mask of a state follows; '' for none."""
+        return state.words if state.vlk and self.models[state.model].model.vlsa is not None else ""
 
-    def _mask(self, state: State) -> np.ndarray:
+    def segmented(self, state: State) -> State:
+        """The state with the mask of its prompts or words, and with automatic points if they are wished for."""
+        prompted, alone = bool(state.prompts) or state.box is not None, state.alone and bool(self.words(state))
+        state = replace(state, alone=alone and not prompted, suggested=(), region=None, presence=None)
+        if not prompted and not alone:
+            return state
+        mask, presence = self._mask(state)
+        if state.negatives and prompted and (ring := _negative_ring(mask, state.prompts)):
+            state = replace(state, suggested=ring)
+            mask, presence = self._mask(state)
+        return replace(state, region=Region.of(mask), presence=presence)
+
+    def _mask(self, state: State) -> tuple[np.ndarray, float | None]:
+        """Mask bool (H, W), and how sure the model is that what the words name is there."""
+        predictor, words = self.predictor(state), self.words(state)
+        if state.alone:
+            found = predictor.segment(words)
+            return found.masks[0], float(found.presence[0])
         table = np.array(state.prompts + state.suggested).reshape(-1, 3)  # (P, 3), also for P = 0
         points = {"points": table[:, :2], "labels": table[:, 2]} if len(table) else {}
-        several = state.candidate > 0
-        found = self.predictor(state).predict(**points, box=state.box, use_vlk=state.vlk, multimask=several).masks[0]
-        return found[state.candidate - 1] if several else found
+        several, asked = state.candidate > 0, {"words": words} if words else {}
+        found = predictor.predict(**points, **asked, box=state.box, use_vlk=state.vlk, multimask=several)
+        mask = found.masks[0, state.candidate - 1] if several else found.masks[0]
+        return mask, float(found.presence[0]) if words else None
 
 
 def _negative_ring(mask: np.ndarray, prompts: tuple) -> tuple:

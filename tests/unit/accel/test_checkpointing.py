@@ -12,7 +12,7 @@ def run(model, tokens):
     """Knowledge-like states, the gradient of the tokens, and the numbers that autograd kept in between."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        out = model.llm.hidden(tokens)
+        out = model.llm.read(tokens).image
     return out, torch.autograd.grad(out.square().sum(), tokens)[0], sum(kept)
 
 

@@ -20,7 +20,7 @@ from ullsam.checkpoints.internlm2 import llama_config, to_llama
 from ullsam.checkpoints.official import from_official, to_official
 from ullsam.checkpoints.parity import check_parity, open_reference, outputs
 from ullsam.files import assign, read_json, read_safetensors, read_torch
-from ullsam.llm import empty_lm
+from ullsam.pretrained import empty_lm
 from ullsam.sam import encode_prompts
 from ullsam.vlsa import PaperVLSA, VlsaShape, pixel_shuffle
 

@@ -10,7 +10,7 @@ from ullsam import InputError
 from ullsam.checkpoints import load_internlm2, load_tokenizer
 from ullsam.checkpoints.internlm2 import empty_lm, from_llama, fuse, internlm2_name, llama_config, take_part
 from ullsam.files import write_safetensors
-from ullsam.llm import debug_llm
+from ullsam.pretrained import debug_llm
 
 SETTINGS = {
     "model_type": "internlm2",

@@ -14,7 +14,8 @@ from ullsam.checkpoints.internlm2 import llama_config
 from ullsam.checkpoints.paper import add_adapters
 from ullsam.config import INTERNVL, PAPER_TRAINING, ModelConfig, SamConfig
 from ullsam.files import assign
-from ullsam.llm import LanguageModel, debug_llm, empty_lm
+from ullsam.llm import LanguageModel
+from ullsam.pretrained import debug_llm, empty_lm
 
 SMALL = {
     "model_type": "internlm2",

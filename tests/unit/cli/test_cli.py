@@ -195,9 +195,26 @@ def test_what_is_no_command_line_ends_with_code_2(words, capsys):
         ),
         (["evaluate", "--data", "--out", "b"], "--data names no folder"),
         (["describe"], "describe names no image"),
+        (
+            ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--log-every", "0"],
+            "--log-every is 0; give a number",
+        ),
+        (["train", "--preset", "debug", "--stage", "3", "--synthetic", "--lr", "nan"], "--lr is nan; give a number from 0"),
+        (
+            ["train", "--preset", "debug", "--stage", "3", "--synthetic", "--seed", "-1"],
+            "--seed is -1; give a number from 0",
+        ),
+        (["train", "--preset", "debug", "--stage", "3", "--synthetic", "--lora", "-1"], "--lora is -1"),
+        (["train", "--preset", "debug", "--stage", "3", "--synthetic-fraction", "1.5"], "--synthetic-fraction is 1.5"),
+        (["evaluate", "--data", "a", "--out", "b", "--limit", "0"], "--limit is 0; give a number from 1 to"),
+        (["evaluate", "--data", "a", "--out", "b", "--seed", str(2**31)], f"--seed is {2**31}; give a number from 0 to"),
+        (["microvqa", "--out", "v", "--count", "0"], "--count is 0"),
+        (["caption", "f", "--base-url", "http://h/v1", "--timeout", "nan"], "--timeout is nan; give a number from 1e-06"),
+        (["app", "--port", "70000"], "--port is 70000; give a number from 1 to 65535"),
+        (["parity", "f", "--tolerance", "inf"], "--tolerance is inf"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_sentence(words, sentence, capsys):
+def test_options_that_do_not_go_together_or_cannot_be_used_are_one_sentence(words, sentence, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("ullsam: ") and sentence in error and error.count("\n") == 1

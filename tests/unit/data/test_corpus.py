@@ -1,10 +1,12 @@
 """The folder format: tables, facts, splits, pairs of files, and what is said when something is missing."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from ullsam.data.corpus import Corpus, data_root, find_corpora
 from ullsam.data.io import write_labels
@@ -91,11 +93,18 @@ def test_broken_folders(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("meta.json", "{no", "not valid JSON"),
+        ("meta.json", "{no", "is not JSON .*; correct or remove it"),
+        ("meta.json", "{}".encode("utf-16-le"), "not text in UTF-8"),
         ("meta.json", "[1]", "holds a list"),
         ("images.csv", "image,split\na.png,train\n", "column 'file'"),
         ("images.csv", "file,split\n,train\n", "column 'file'"),
-        ("images.csv", "file\n\xff\xfe".encode("latin1"), "not a readable csv"),
+        ("images.csv", "file\n\xff\xfe".encode("latin1"), "not text in UTF-8"),
+        ("images.csv", "file\n" + "a" * 200_000, "not a readable csv"),
+        ("images.csv", "file;split\na.png;train\n", "column 'file'"),
+        ("captions.jsonl", '{"file": "0000.png", "caption": null}\n', "line without 'caption' as a text"),
+        ("captions.jsonl", '{"file": "0000.png", "caption": NaN}', "line without 'caption' as a text"),
+        ("captions.jsonl", '{"caption": "Cells."}', "line without 'file' as a text"),
+        ("captions.jsonl", "null\n", "Line 1 of"),
     ],
 )
 def test_broken_tables(tmp_path, name, text, words):
@@ -115,18 +124,90 @@ def test_a_table_cannot_reach_outside_its_folder(tmp_path, file):
         Corpus(folder)
 
 
-def test_a_line_of_captions_without_a_caption(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_of_other_programs(tmp_path, encoding, end):
     folder = make(tmp_path / "a")
-    (folder / "captions.jsonl").write_text('{"file": "0000.png"}\n')
-    with pytest.raises(InputError, match="captions.jsonl has a line without 'caption'"):
+    texts = {"images.csv": "file,split\n0001.png,val", "meta.json": '{\n"name": "\u00b5"\n}'}
+    texts["captions.jsonl"] = '{"file": "0001.png", "caption": "5 \u00b5m"}\n{"file": "0002.png", "caption": "None."}'
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.replace("\n", end).encode(encoding))
+    corpus = Corpus(folder)
+    record = corpus.records[0]
+    assert (record.file, record.split, record.source_id, corpus.name) == ("0001.png", "val", None, "\u00b5")
+    assert corpus.captions == {"0001.png": "5 \u00b5m", "0002.png": "None."}
+
+
+def test_masks_lie_as_their_images(tmp_path):
+    folder = make(tmp_path / "a")
+    for sub, value in (("x", 1), ("y", 2), ("z", 3)):
+        for part in ("images", "masks"):
+            (folder / part / sub).mkdir()
+        cv2.imwrite(str(folder / "images" / sub / "0000.jpg"), np.zeros((3, 4), np.uint8))
+        if sub != "z":
+            write_labels(folder / "masks" / sub / "0000.tif", np.full((3, 4), value))
+    (folder / "images.csv").write_text("file\nx/0000.jpg\ny/0000.jpg\nz/0000.jpg\n")
+    corpus = Corpus(folder)
+    samples = [corpus.read(record) for record in corpus.records[:2]]
+    assert [sample.labels.max() for sample in samples] == [1, 2]
+    assert [sample.name for sample in samples] == ["cells/x/0000", "cells/y/0000"]
+    with pytest.raises(InputError, match="masks/z/0000.jpg is missing"):  # masks/0000.png is the mask of another image
+        corpus.read(corpus.records[2])
+
+
+def test_a_jpg_among_the_masks_is_passed_over_or_refused(tmp_path):
+    folder = make(tmp_path / "a", ["0000"], ["train"])
+    for part in ("images", "masks"):
+        cv2.imwrite(str(folder / part / "0000.jpg"), np.zeros((3, 4), np.uint8))
+    (folder / "images.csv").write_text("file\n0000.jpg\n")
+    corpus = Corpus(folder)
+    np.testing.assert_array_equal(corpus.read(corpus.records[0]).labels, LABELS)
+    (folder / "masks" / "0000.png").unlink()
+    with pytest.raises(InputError, match="masks/0000.jpg is compressed with losses"):
+        Corpus(folder).read(Corpus(folder).records[0])
+
+
+def test_stacks_are_not_read_by_their_first_page(tmp_path):
+    folder = make(tmp_path / "a", ["0000"], ["train"])
+    stack = np.zeros((5, 9, 8), np.uint16)
+    tifffile.imwrite(folder / "masks" / "0000.tif", stack, photometric="minisblack")
+    (folder / "masks" / "0000.png").unlink()
+    cv2.imwrite(str(folder / "images" / "0000.png"), np.zeros((9, 8), np.uint8))
+    with pytest.raises(InputError, match="masks/0000.tif has 5 pages where one image is needed; save each page"):
+        Corpus(folder).read(Corpus(folder).records[0])
+    tifffile.imwrite(folder / "images" / "0000.tif", stack, photometric="minisblack")
+    (folder / "images.csv").write_text("file\n0000.tif\n")
+    with pytest.raises(InputError, match="images/0000.tif has 5 pages"):
+        Corpus(folder).read(Corpus(folder).records[0])
+
+
+@pytest.mark.parametrize("name", ["images", "images.csv", "masks"])
+def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, name):
+    folder = make(tmp_path / "a")
+    if name == "images":
+        (folder / "images.csv").unlink()
+
+    def denied(method):
+        real = getattr(Path, method)
+
+        def act(path, *args, **more):
+            if folder / name in (path, path.parent) and (path != folder / name or method != "is_dir"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **more)
+
+        monkeypatch.setattr(Path, method, act)
+
+    for method in ("iterdir", "read_bytes") if name != "masks" else ("is_file",):
+        denied(method)
+    with pytest.raises(InputError, match=f"{name}.* .*Permission denied.*; check"):
         Corpus(folder)
 
 
-def test_a_table_of_excel_with_byte_order_mark(tmp_path):
+def test_a_name_that_no_disk_takes_is_one_sentence(tmp_path):
     folder = make(tmp_path / "a")
-    (folder / "images.csv").write_text("file,split\n0001.png,val\n", encoding="utf-8-sig")
-    record = Corpus(folder).records[0]
-    assert (record.file, record.split, record.source_id) == ("0001.png", "val", None)
+    (folder / "images.csv").write_text(f"file\n{'a' * 300}.png\n")
+    with pytest.raises(InputError, match="cannot be read: .*check its names"):
+        Corpus(folder)
 
 
 def test_data_root(tmp_path, monkeypatch):

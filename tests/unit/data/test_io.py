@@ -1,7 +1,9 @@
 """Reading, writing, 8-bit RGB, and the way to the model's square and back."""
 
+import json
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,9 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from ullsam.data.decode import count_pages
-from ullsam.data.io import Square, from_square, read_image, read_labels, renumbered, to_rgb8, to_square, write_labels
+from ullsam.data.io import (
+    Square,
+    append_line,
+    from_square,
+    read_image,
+    read_labels,
+    read_lines,
+    renumbered,
+    to_rgb8,
+    to_square,
+    write_labels,
+)
 from ullsam.errors import InputError
 
 SIDES = st.integers(2, 90)
@@ -169,17 +183,15 @@ def test_truncated_files_are_refused(tmp_path, suffix, share):
 
 
 def test_huge_is_said_before_decoding(tmp_path):
-    header = struct.pack(">IIBBBBB", 30000, 20000, 8, 0, 0, 0, 0)
-    chunk = b"IHDR" + header
-    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    (tmp_path / "a.png").write_bytes(png)
-    says(tmp_path / "a.png", "30000 x 20000", "400 megapixels")
-    bmp = b"BM" + bytes(12) + struct.pack("<Iii", 40, 30000, -20000)
-    (tmp_path / "a.bmp").write_bytes(bmp)
-    says(tmp_path / "a.bmp", "30000 x 20000")
-    jpg = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08" + struct.pack(">HH", 20000, 30000) + bytes(20)
-    (tmp_path / "a.jpg").write_bytes(jpg)
-    says(tmp_path / "a.jpg", "30000 x 20000")
+    sizes = {".png": (">II", 16, 30000, 20000), ".bmp": ("<ii", 18, 30000, -20000), ".jpg": (">HH", None, 20000, 30000)}
+    for suffix, (form, at, *size) in sizes.items():
+        path = write_png(tmp_path / f"a{suffix}", noise(9, 9, 3))
+        data = bytearray(path.read_bytes())
+        struct.pack_into(form, data, data.index(b"\xff\xc0") + 5 if at is None else at, *size)
+        if suffix == ".png":
+            struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+        path.write_bytes(data)
+        says(path, "30000 x 20000", "400 megapixels")
     tifffile.imwrite(tmp_path / "a.tif", noise(9, 9), metadata=None)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
         tif.pages[0].tags["ImageWidth"].overwrite(30000)
@@ -409,6 +421,91 @@ def test_order_of_values_survives(image):
 def test_unusable_arrays(image, words):
     with pytest.raises(InputError, match=f"^mine .*{words}"):
         to_rgb8(image, "mine")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"])
+def test_a_pil_image_is_what_its_rgb_is(mode):
+    colours = Image.fromarray(np.dstack([noise(20, 30, 3), np.full((20, 30), 255, np.uint8)]))
+    image = {
+        "1": lambda: Image.fromarray(noise(20, 30) > 99),
+        "P": lambda: colours.convert("RGB").quantize(16),
+        "PA": lambda: colours.convert("RGB").quantize(16).convert("PA"),
+        "La": lambda: colours.convert("LA").convert("La"),
+    }.get(
+        mode, lambda: colours.convert("RGB").convert(mode) if mode in ("YCbCr", "HSV", "CMYK") else colours.convert(mode)
+    )()
+    assert image.mode == mode
+    expected = {"LA": "L", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(mode, mode)
+    np.testing.assert_array_equal(to_rgb8(image), np.asarray(image.convert(expected).convert("RGB")))
+
+
+def test_pil_images_of_many_values_are_stretched_and_others_refused():
+    deep = noise(20, 30, dtype=np.uint16)
+    for image in (Image.fromarray(deep), Image.fromarray(deep.astype(np.int32)), Image.fromarray(deep.astype(np.float32))):
+        np.testing.assert_array_equal(to_rgb8(image), to_rgb8(deep))
+    for path in ("cells.png", Path("cells.png"), b"cells.png"):
+        with pytest.raises(InputError, match="^mine is a path or text .*cells.png.*; read it first with ullsam.read_image"):
+            to_rgb8(path, "mine")
+    with pytest.raises(InputError, match="cannot be made an array"):
+        to_rgb8([[1, 2], [3]])
+
+
+# rows of a jsonl file
+
+ROWS = [{"file": f"{i}.png", "caption": f"5 \u00b5m \u2028 {i}"} for i in range(3)]
+
+
+def lines(end="\n", last="\n", rows=ROWS):
+    return end.join(json.dumps(row, ensure_ascii=False) for row in rows) + last
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lines(),
+        lines(last=""),
+        lines("\r\n", "\r\n"),
+        lines("\r", ""),
+        lines("\n\n", "\n \n\n"),
+        lines(last='\n{"file": "3.png", "capt'),
+        lines(last='\n{"file": "\u00b5').encode()[:-1],
+        lines().encode("utf-8-sig"),
+        lines("\r\n", "").encode("utf-16"),
+        "\ufeff".encode("utf-16-be") + lines().encode("utf-16-be"),
+        lines(last='\n{"file": "').encode("utf-16")[:-1],
+    ],
+)
+def test_all_rows_of_a_jsonl_file_are_read(tmp_path, content):
+    path = tmp_path / "captions.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_lines(path) == ROWS
+    assert read_lines(path, mend=True) == ROWS
+    with path.open("a", encoding="utf-8") as file:  # rows can be added now
+        append_line(file, {"file": "4.png"})
+    assert read_lines(path) == [*ROWS, {"file": "4.png"}]
+    assert path.read_bytes() == lines(rows=[*ROWS, {"file": "4.png"}]).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lines(last="\nnull"), "Line 4 of"),
+        (lines(last="\ngarbage"), "Line 4 of"),
+        (lines(last="\n[1]\n"), "Line 4 of"),
+        (lines('\n{"file": 1\n'), "Line 2 of"),
+        ("[" * 100_000 + "\n", "Line 1 of"),
+        (lines().encode("latin-1", "ignore"), "is not text in UTF-8"),
+        (lines().encode("utf-16-le"), "is not text in UTF-8"),
+        (lines().encode() + bytes(400), "is not text in UTF-8"),
+    ],
+)
+def test_other_lines_are_one_sentence(tmp_path, content, words):
+    path = tmp_path / "captions.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for mend in (False, True):
+        with pytest.raises(InputError, match=f"{words}.*captions.jsonl|captions.jsonl {words}") as caught:
+            read_lines(path, mend)
+        assert "\n" not in str(caught.value)
 
 
 # square

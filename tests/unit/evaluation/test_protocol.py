@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from types import SimpleNamespace
 
 import cv2
@@ -271,6 +272,75 @@ def test_narrow_instance_can_be_prompted_with_its_box(model):
 def test_same_result_twice(model, corpus):
     first, second = (evaluate(Predictor(model), corpus, split="test") for _ in range(2))
     assert mean_scores([first]) == mean_scores([second])
+
+
+def test_many_objects_are_segmented_and_scored_a_few_at_a_time():
+    """The scores are those of all masks at once, and never more than 16 of them are in memory."""
+    labels = np.kron(np.arange(100).reshape(10, 10), np.ones((8, 8), int)).astype(np.int32)
+    sizes, rng = [], np.random.default_rng(3)
+    noise = {i: rng.random(labels.shape) < 0.004 for i in range(1, 100)}
+
+    def segmented(ids):
+        return np.stack([(labels == i) ^ noise[i] for i in ids])
+
+    class Some:
+        model = SimpleNamespace(vlsa=None)
+
+        def set_image(self, image):
+            self.ids = np.arange(1, 100)
+
+        def predict(self, points, labels, use_vlk):
+            now, self.ids = self.ids[: len(points)], self.ids[len(points) :]
+            sizes.append(len(points))
+            return SimpleNamespace(masks=segmented(now))
+
+    sample = Sample(np.zeros((80, 80, 3), np.uint8), labels)
+    scores = score_image(Some(), sample, np.random.default_rng(0))
+    ids = np.arange(1, 100)
+    assert max(sizes) <= 16 and sum(sizes) == 99
+    assert {k: scores[k] for k in SCORES} == score_masks(segmented(ids), labels, ids)
+
+
+# ---------------------------------------------------------------- an interrupted run
+
+
+class Counting(Predictor):
+    """Counts the images that it is given, and stops like a killed process at the one that is told."""
+
+    count, stop_at = 0, None
+
+    def set_image(self, image):
+        self.count += 1
+        if self.count == self.stop_at:
+            raise KeyboardInterrupt
+        super().set_image(image)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(model, corpus, tmp_path):
+    keep, stopped = tmp_path / "new" / "rows", Counting(model)
+    stopped.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stopped, corpus, keep=keep)
+    (rows,) = keep.parent.iterdir()
+    rows.write_text(rows.read_text() + '{"of": "a line that was being wri')
+    second = Counting(model)
+    result = evaluate(second, corpus, keep=keep)
+    assert second.count == 1 and len(rows.read_text().splitlines()) == 3
+    fresh = evaluate(Predictor(model), corpus)
+    assert mean_scores([result]) == mean_scores([fresh]) and result["n_images"] == 3
+
+
+def test_what_was_kept_counts_for_the_same_measurement_only(model, corpus, tmp_path):
+    def counted(network=model, **options):
+        predictor = Counting(network)
+        evaluate(predictor, corpus, keep=tmp_path / "rows", **options)
+        return predictor.count
+
+    assert [counted(), counted(), counted(limit=1), counted(split="test")] == [3, 0, 0, 0]
+    assert [counted(seed=1), counted(points="box"), counted(use_vlk=False)] == [3, 3, 3]
+    assert counted(ULLSAM.from_preset("debug", seed=1)) == 3
+    os.utime(corpus.records[1].mask_path, (0, 0))  # another mask
+    assert counted() == 1
 
 
 # ---------------------------------------------------------------- tables and files

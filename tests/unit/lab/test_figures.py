@@ -12,7 +12,7 @@ from ullsam.cli import main
 from ullsam.data.synthetic import STYLES
 from ullsam.lab import replication as r
 from ullsam.lab.arms import TABLES
-from ullsam.lab.figures import choose, grid, worst_case, worst_cases, write_figures, write_png
+from ullsam.lab.figures import Example, choose, grid, worst_case, worst_cases, write_figures, write_png
 from ullsam.lab.verdicts import Answers
 from ullsam.plots import Picture
 
@@ -113,8 +113,42 @@ def test_the_worst_image_and_object_are_those_of_the_measurement(corpus):
 
 
 def test_a_folder_that_was_not_measured_is_named(corpus):
-    with pytest.raises(InputError, match="do not tell of cells"):
+    with pytest.raises(InputError, match="tell of 0 folders called cells, not of 1"):
         worst_cases(Predictor(ULLSAM.from_preset("debug")), [corpus], {"results": []})
+
+
+def test_folders_of_one_name_have_their_own_results(make_corpus, tmp_path, monkeypatch):
+    folders = [Corpus(make_corpus(tmp_path / part / "test", 2)) for part in "ab"]
+    predictor = Predictor(ULLSAM.from_preset("debug"))
+    results = [evaluate(predictor, corpus, points=(1, 0)) for corpus in folders]
+    for result, low in zip(results, ("0.png", "1.png"), strict=True):
+        for row in result["per_image"]:
+            row["dice_instance"] = 0.1 if row["file"] == low else 0.9
+    found = []
+    monkeypatch.setattr(Example, "draw", lambda example, panels: found.append(example.sample.meta["file"]))
+    worst_cases(predictor, folders, {"results": results})
+    assert found == ["0.png", "1.png"]
+    with pytest.raises(InputError, match="2 folders called test, not of 1"):
+        worst_cases(predictor, folders[1:], {"results": results})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda result: result | {"points": "box"}, "are not what .* writes with points"),
+        (lambda result: result | {"per_image": []}, "are not what .* writes"),
+        (lambda result: result | {"per_image": None}, "are not what .* writes"),
+        (lambda result: {"data": result["data"]}, "are not what .* writes"),
+        (lambda result: result | {"per_image": [{"file": "gone.png", "dice_instance": 0.1}]}, "has no image gone.png"),
+        (lambda result: {"results": 3}, "tell of 0 folders"),
+        (lambda result: {"results": [3]}, "tell of 0 folders"),
+        (lambda result: {"name": 1}, "tell of 0 folders"),
+    ],
+)
+def test_results_that_do_not_fit_are_one_sentence(corpus, change, words):
+    predictor = Predictor(ULLSAM.from_preset("debug"))
+    with pytest.raises(InputError, match=words):
+        worst_cases(predictor, [corpus], change(evaluate(predictor, corpus)))
 
 
 def test_worst_cases_from_the_command_line(corpus, tmp_path, capsys):

@@ -20,7 +20,7 @@ def test_a_predictor_suits_its_model():
 def test_the_language_model_reads_an_image_once_for_all_scales(monkeypatch):
     model = ULLSAM.from_preset("debug", sam=replace(SMALL, scales=(1.0, 0.5, 0.25)))
     predictor, calls, grids = Predictor(model), [], []
-    monkeypatch.setattr(model.llm, "hidden", lambda x, f=model.llm.hidden: calls.append(x.shape) or f(x))
+    monkeypatch.setattr(model.llm, "read", lambda x, *a, f=model.llm.read: calls.append(x.shape) or f(x, *a))
     inject = model.vlsa.inject
     monkeypatch.setattr(model.vlsa, "inject", lambda k, *a: grids.append(tuple(k.shape[2:])) or inject(k, *a))
     predictor.set_image(np.random.default_rng(0).integers(0, 255, (100, 128, 3), dtype=np.uint8))

@@ -29,9 +29,11 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado.web import HTTPError
 
 from ullsam import InputError
+from ullsam.widgets import app as app_module
 from ullsam.widgets.app import App, check_size, is_loopback, settings, with_current
 from ullsam.widgets.files import FileExchange
 from ullsam.widgets.kernels import FULL, PageKernels
+from ullsam.widgets.project import locked
 
 ROOT = Path(__file__).parents[3]
 
@@ -250,6 +252,31 @@ def test_an_uploaded_tif_opens_no_file_of_the_server(app, tmp_path, way):
     np.testing.assert_array_equal(app.click.session.pages.page(0), np.full((30, 40), 7))
     app.add_labels("mine.ome.tif", buffer.getvalue())
     assert [i.number for i in app.click.instances] == [7]
+
+
+def test_a_file_that_cannot_be_kept_is_one_sentence(app, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    app.open_example()
+    before = app.click
+    monkeypatch.setattr(Path, "write_bytes", full)
+    send(app, "a.png", png(np.zeros((9, 9), np.uint8)))
+    assert app.files.failed and "a.png could not be kept here (No space left" in app.files.told and app.click is before
+    monkeypatch.undo()
+    send(app, "\u6f22" * 200 + ".png", png(np.zeros((9, 9), np.uint8)))  # a name of more bytes than a disk takes
+    assert not app.files.failed and "9 x 9 pixels" in app.files.told
+
+
+def test_what_a_killed_server_left_is_removed_and_that_of_a_running_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(app_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("ullsam_app_dead", "ullsam_app_running", "ullsam_app_starting", "other"):
+        (tmp_path / name / "ullsam_x").mkdir(parents=True)
+        if name != "ullsam_app_starting":
+            os.utime(tmp_path / name, (0, 0))
+    with locked(tmp_path / "ullsam_app_running"):
+        app_module.remove_leftovers()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "ullsam_app_running", "ullsam_app_starting"]
 
 
 def test_any_label_numbers_can_be_downloaded(app):

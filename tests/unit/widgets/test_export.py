@@ -1,7 +1,10 @@
 """Exports are read back by other programs' readers, or by decoders written here."""
 
 import csv
+import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from skimage.draw import polygon2mask
 
 from ullsam import Corpus, InputError, read_image, read_labels, to_rgb8
+from ullsam.widgets import export as export_module
 from ullsam.widgets.export import EXPORT_FORMATS, export, measure, outlines, run_lengths
 from ullsam.widgets.instances import Annotations, Region
 from ullsam.widgets.pages import read_pixel_size
@@ -111,6 +115,30 @@ def test_rois_enclose_exactly_the_pixels(one, labels, tmp_path):
 def test_rois_of_a_stack_know_their_slice(stack, tmp_path):
     rois = roifile.roiread(export(stack, tmp_path, ["roi"])["roi"])
     assert [roi.position for roi in rois] == [2, 2, 2, 4, 4, 4]
+
+
+# the file's axes and sizes, a page from 0, and (position, c, z, t) in ImageJ, all from 1
+POSITIONS = [
+    ("ZYX", (4, *SIZE), 2, (3, 0, 0, 0)),
+    ("ZCYX", (4, 2, *SIZE), 2, (0, 0, 3, 0)),
+    ("TCYX", (4, 3, *SIZE), 1, (0, 0, 0, 2)),
+    ("TZYX", (2, 3, *SIZE), 4, (0, 0, 2, 2)),
+    ("TZCYX", (2, 3, 2, *SIZE), 4, (0, 0, 2, 2)),
+    ("TZCYX", (3, 2, 2, *SIZE), 4, (0, 0, 1, 3)),
+    ("CYX", (2, *SIZE), 0, (0, 0, 0, 0)),
+    ("YX", SIZE, 0, (0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("axes", "shape", "page", "expected"), POSITIONS)
+def test_rois_lie_where_imagej_has_the_page(axes, shape, page, expected, tmp_path, Discs):
+    tifffile.imwrite(tmp_path / "h.tif", np.zeros(shape, np.uint16), imagej=True, metadata={"axes": axes})
+    session = ClickSession(Discs(), tmp_path / "h.tif", project=False)
+    session.set_page(page)
+    session.click(20, 20)
+    session.save_instance()
+    (roi,) = roifile.roiread(session.export(tmp_path, ["roi"])["roi"])
+    assert (roi.position, roi.c_position, roi.z_position, roi.t_position) == expected
 
 
 @given(BLOBS)
@@ -240,6 +268,67 @@ def test_corpus_grows_and_never_replaces_another_image(one, stack, labels, tmp_p
     np.testing.assert_array_equal(found["cells_2.png"].labels, labels)
     np.testing.assert_array_equal(found["s_page004.png"].image, stack.images[3])
     assert corpus.meta == {"name": "cells", "pixel_size": "0.5 x 0.25 um", "structure": "nucleus"}
+
+
+def test_pages_that_lost_their_instances_leave_the_corpus(tmp_path, Discs):
+    image = np.random.default_rng(0).integers(0, 255, (3, *SIZE), dtype=np.uint8)
+    session, other = ClickSession(Discs(), image, stack=True), ClickSession(Discs(), image[0] // 2)
+    for one in (session, other):
+        one.import_labels(np.eye(*SIZE, dtype=int))
+        one.export(tmp_path, ["corpus", "overlay"])
+    session.set_page(2)
+    session.import_labels(np.eye(*SIZE, dtype=int) * 2)
+    root = session.export(tmp_path, ["corpus", "overlay"])["corpus"]
+    assert [r.file for r in Corpus(root).records] == ["image.png", "image_page001.png", "image_page003.png"]
+    session.delete(1)
+    session.export(tmp_path, ["corpus", "overlay"])
+    assert [r.file for r in Corpus(root).records] == ["image.png", "image_page003.png"]
+    for part in (root / "images", root / "masks"):
+        assert sorted(p.stem for p in part.iterdir()) == ["image", "image_page003"]
+    assert [p.name for p in (tmp_path / "image_overlay").iterdir()] == ["image_page003.png"]
+    session.delete(2)
+    with pytest.raises(InputError, match="save one first"):
+        session.export(tmp_path, ["corpus", "tiff"])
+    assert [r.file for r in Corpus(root).records] == ["image.png"]
+    other.delete(1)
+    with pytest.raises(InputError, match="save one first"):
+        other.export(tmp_path / "elsewhere", ["corpus"])
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_sessions_that_export_at_the_same_instant_lose_no_row(tmp_path, monkeypatch, Discs):
+    write, image = export_module.csv_text, np.random.default_rng(0).integers(0, 255, SIZE, dtype=np.uint8)
+    monkeypatch.setattr(export_module, "csv_text", lambda *values: (time.sleep(0.02), write(*values))[1])
+    sessions = []
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.roll(image, i))
+        sessions.append(ClickSession(Discs(), tmp_path / f"{i}.png", project=False))
+        sessions[-1].import_labels(np.eye(*SIZE, dtype=int))
+    with ThreadPoolExecutor(6) as pool:
+        roots = list(pool.map(lambda session: session.export(tmp_path / "out", ["corpus"])["corpus"], sessions))
+    assert sorted(r.file for r in Corpus(roots[0]).records) == [f"{i}.png" for i in range(6)]
+
+
+def test_a_damaged_table_of_a_corpus_is_said_and_kept(one, tmp_path):
+    table = tmp_path / "corpus" / "images.csv"
+    table.parent.mkdir()
+    for content in (b"file\n\xff\xfe\n", b"name\ncells.png\n"):
+        table.write_bytes(content)
+        with pytest.raises(InputError, match="images.csv"):
+            export(one, tmp_path, ["corpus"])
+        assert table.read_bytes() == content
+    table.write_text("file,split\nother.png,test,and more\n")  # a value too many
+    export(one, tmp_path, ["corpus"])
+    assert [(r.file, r.split) for r in Corpus(tmp_path / "corpus").records] == [
+        ("other.png", "test"),
+        ("cells.tif", "train"),
+    ]
+
+
+def test_a_name_is_no_formula_of_a_table_program(one, tmp_path):
+    names = {7: "=1+1", 9: "@SUM(A1)", 300: "cell"}
+    path = export(dataclasses.replace(one, names=names), tmp_path, ["csv"])["csv"]
+    assert [row["name"] for row in csv.DictReader(path.open())] == ["'=1+1", "'@SUM(A1)", "cell"]
 
 
 # ---------------------------------------------------------------- all of them

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from ullsam import InputError, to_rgb8
-from ullsam.widgets.pages import read_pixel_size
+from ullsam.widgets.pages import Pages, read_pixel_size
 from ullsam.widgets.session import ClickSession
 
 SIZE = (40, 56)
@@ -120,6 +121,14 @@ def test_an_unusable_image_or_model_gets_a_sentence(image, tmp_path, Discs):
         ),
         ({"resolution": (20000, 10000), "resolutionunit": "CENTIMETER"}, (0.5, 1.0)),
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+        *(
+            ({"resolution": (value, value), "resolutionunit": "CENTIMETER"}, None)
+            for value in (28.346, 28, 37.795, 38, 39.37, 59.06, 118.11, 118, 236.22, 472.44)  # 72 to 1200 dots per inch
+        ),
+        ({"resolution": (1000, 1000), "resolutionunit": "CENTIMETER"}, (10, 10)),
+        ({"imagej": True, "resolution": (28.346, 28.346), "metadata": {"unit": "cm"}}, None),
+        ({"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 352.7778, "PhysicalSizeY": 352.7778}}, None),
+        ({"resolution": (20000, 10000), "resolutionunit": 3, "extratags": [(274, "H", 1, 6, True)]}, (1.0, 0.5)),
         ({}, None),
     ],
 )
@@ -127,3 +136,42 @@ def test_pixel_size_is_read_where_it_means_something(tmp_path, options, size):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((10, 12), np.uint16), **options)
     found = read_pixel_size(tmp_path / "a.tif")
     assert found == (None if size is None else pytest.approx(size, rel=1e-5))
+
+
+@pytest.mark.parametrize("size", ["0,325", "", "0.3 um", "nan", "-1", "0", "1e999"])
+def test_a_size_that_is_no_number_is_unknown(tmp_path, size):
+    form = 'DimensionOrder="XYZCT" Type="uint8" SizeX="12" SizeY="10" SizeZ="1" SizeC="1" SizeT="1"'
+    pixels = f'<Pixels {form} PhysicalSizeX="{size}" PhysicalSizeY="1"><TiffData/></Pixels>'
+    xml = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image>{pixels}</Image></OME>'
+    for text in (xml, xml.removesuffix("</OME>")):
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((10, 12), np.uint8), description=text, metadata=None)
+        assert Pages(tmp_path / "a.tif").pixel_size is None and Pages(tmp_path / "a.tif").page(0).shape == (10, 12)
+
+
+def test_what_is_measured_are_the_numbers_behind_a_table_of_colours(tmp_path):
+    stored, tables = np.full((10, 12), 180, np.uint8), np.random.default_rng(0).integers(0, 65536, (2, 3, 256), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for table in tables:
+            tif.write(stored, photometric="palette", colormap=table, metadata=None)
+        tif.write(np.stack([stored] * 3, -1), photometric="rgb", metadata=None)
+    pages = Pages(tmp_path / "a.tif")
+    for z in (0, 1):
+        assert (pages.page(z) == tables[z, :, 180] >> 8).all()
+        np.testing.assert_array_equal(pages.values(z), stored)
+    np.testing.assert_array_equal(pages.values(2), pages.page(2))
+
+
+def test_a_pil_image_is_opened_by_its_colours(Discs):
+    red = Image.new("P", (12, 10), 1)
+    red.putpalette([0, 0, 0, 255, 0, 0])
+    assert (Pages(red).page(0) == [255, 0, 0]).all()
+
+
+def test_a_stack_of_labels_needs_as_many_pages(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 10, 12), np.uint8), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "labels.tif", np.zeros((5, 10, 12), np.uint8), photometric="minisblack")
+    with pytest.raises(InputError, match="labels.tif has 5 pages but the image has 3; give one or as many"):
+        Pages(tmp_path / "a.tif").read_labels(tmp_path / "labels.tif", 0)
+    Image.new("L", (12, 10), 9).save(tmp_path / "labels.jpg")
+    with pytest.raises(InputError, match="labels.jpg is compressed with losses"):
+        Pages(tmp_path / "a.tif").read_labels(tmp_path / "labels.jpg", 0)

@@ -1,7 +1,9 @@
 """Work is kept in a project file, and a later session goes on from it."""
 
+import base64
 import json
 import os
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +14,11 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ullsam import InputError
-from ullsam.widgets import project
-from ullsam.widgets.instances import Instance, Region, State, label_map
+from ullsam import Corpus, InputError
+from ullsam.widgets import ClickToSegment, project
+from ullsam.widgets.export import EXPORT_FORMATS
+from ullsam.widgets.instances import Instance, Region, State, file_name, label_map
+from ullsam.widgets.pages import Pages
 from ullsam.widgets.project import load_project, save_project
 from ullsam.widgets.session import ClickSession
 
@@ -136,33 +140,80 @@ def test_a_project_of_another_image_or_version_is_refused(file, tmp_path, Discs)
     assert json.loads(project_of(file).read_text())["version"] == 2
 
 
-def break_pixels(values):
-    values["instances"][0]["pixels"] = "no base64"
+def bomb():
+    """A PNG of 60,000 x 60,000 pixels in 30 bytes, as its header says."""
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60_000, 60_000) + b"\1\0\0\0\0").decode()
 
 
-def drop_prompts(values):
-    del values["instances"][1]["prompts"]
+DAMAGES = [  # where in the file, and what stands there
+    *((("instances", 0, "pixels"), v) for v in ("no base64", "", "aaaa", bomb(), None)),
+    *((("instances", 1, "corner"), v) for v in ([3], [50, 30], [-1, 5], [0.5, 1], None)),
+    *((("instances", 1, "number"), v) for v in (-3, 0, 1, 2**31, 2.5, True, "2", None)),
+    *((("instances", 1, "page"), v) for v in (3, -1, 1.5, "0")),
+    *((("instances", 0, "prompts"), v) for v in (None, [[1, 2]], [[1, 2, 5]], [[1, 10**400, 1]], [[1, float("nan"), 1]])),
+    *((("instances", 1, "box"), v) for v in ([1, 2, 3], [1, 2, float("inf"), 4], [9, 2, 3, 4], "abcd", 7)),
+    *((("instances", 1, "area"), v) for v in (1, 0, None)),
+    *((("instances", 0, k), v) for k in ("name", "model") for v in (None, 3)),
+    *((("page",), v) for v in (3, -1, None, "1")),
+    *((("channel",), v) for v in (0, "red", -1)),
+    *((("model",), v) for v in (None, 1)),
+    *((("instances",), v) for v in (None, {}, [None], 3)),
+    *((("image",), v) for v in (None, [], {})),
+]
 
 
-def cut_corner(values):
-    values["instances"][1]["corner"] = [3]
-
-
-@pytest.mark.parametrize("damage", [break_pixels, drop_prompts, cut_corner])
-def test_a_damaged_project_is_refused_and_kept(file, damage, Discs):
+@pytest.mark.parametrize(("place", "value"), DAMAGES, ids=lambda x: str(x)[:40])
+def test_a_damaged_project_is_refused_and_kept(file, place, value, Discs):
     save_two(ClickSession(Discs(), file))
     values = json.loads(project_of(file).read_text())
-    damage(values)
+    part = values
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    project_of(file).write_text(json.dumps(values))
+    before = project_of(file).read_bytes()
+    with pytest.raises(InputError, match="damaged .* move it away") as error:
+        ClickSession(Discs(), file)
+    assert "\n" not in str(error.value) and project_of(file).read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["model", "page", "channel", "instances", "image"])
+def test_a_project_without_a_part_is_damaged(file, key, Discs):
+    save_two(ClickSession(Discs(), file))
+    values = json.loads(project_of(file).read_text())
+    del values[key]
     project_of(file).write_text(json.dumps(values))
     with pytest.raises(InputError, match="damaged .* move it away"):
         ClickSession(Discs(), file)
-    assert json.loads(project_of(file).read_text()) == values
+
+
+NAMES = [b"img_0.3\xb5m.tif", *(b"a" * n + b".tif" for n in (234, 235, 251)), "\u00fc".encode() * 125 + b".tif"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda x: f"{len(x)} bytes")
+def test_a_file_of_any_name_keeps_its_work_and_is_exported(file, tmp_path, name, Discs):
+    image = tmp_path / os.fsdecode(name)
+    file.rename(image)
+    save_two(ClickSession(Discs(), image))
+    again = ClickToSegment(Discs(), image)
+    assert seen(again.session)[1][1] == "nucleus \u00e9" and again.session.project.parent == tmp_path
+    for path in again.export(formats=EXPORT_FORMATS).values():
+        assert path.exists() and path.name.encode()
+    assert again.export_folder.parent == tmp_path and len(Corpus(again.export_folder / "corpus")) == 2
+
+
+def test_names_of_exports_stay_apart():
+    names = ["cells", "img_\udcb5m", "img_\udcb6m", "a" * 250, "a" * 249 + "b", "\u00fc" * 120, "\u00fc" * 121]
+    made = [file_name(name) for name in names]
+    assert made[0] == "cells" and len(set(made)) == len(names)
+    assert all(len(name.encode()) <= 189 for name in made) and made[1].startswith("img__m-")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("{", "damaged"),
+        ("[" * 100_000, "damaged"),
         ("[]", "no project file"),
         ('{"format": "other", "version": 1}', "no project file"),
         ('{"format": "ullsam project"}', "no project file"),
@@ -252,8 +303,9 @@ def test_pixels_and_prompts_survive_exactly(tmp_path_factory, seed, count, heigh
         if mask.any()
     )
     path = tmp_path_factory.getbasetemp() / "project.json"
-    save_project(path, State("m", instances=instances), "sha")
-    back = load_project(path, "sha").instances
+    pages = Pages(np.zeros((count, height, width), np.uint8), stack=True)
+    save_project(path, State("m", instances=instances), pages.sha)
+    back = load_project(path, pages).instances
     assert [(i.number, i.name, i.prompts, i.box, i.page) for i in back] == [
         (i.number, i.name, i.prompts, i.box, i.page) for i in instances
     ]

@@ -81,7 +81,7 @@ def bacteria(pen: Pen) -> Scene:
     return pen.camera(image, pen.pick(0.4, 1.3), pen.pick(0.005, 0.04), 0, 0.2), labels
 
 
-def _cytoplasm(pen: Pen, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cytoplasm(pen: Pen, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Light, grainy cytoplasm between dark walls; the cell ids, 0 on walls; the walls, blurred."""
     ids, inner = pen.cells(count)
     image = pen.pick(0.5, 0.78) + pen.values(ids, -0.1, 0.08) + pen.pick(0.03, 0.1) * pen.grain(1.6)
@@ -94,7 +94,7 @@ def _cytoplasm(pen: Pen, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return image * (1 - veil) + pen.pick(0.08, 0.3) * veil, np.where(wall, 0, ids), veil
 
 
-def _with_mitochondria(pen: Pen, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def with_mitochondria(pen: Pen, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The scene with dark bodies on `labels`: outer membrane, stripes (cristae), a light moat around."""
     inner, angle = depth(labels), pen.values(labels, 0, math.pi)
     grid = np.arange(pen.size, dtype=np.float32)
@@ -111,20 +111,20 @@ def _with_mitochondria(pen: Pen, image: np.ndarray, labels: np.ndarray) -> np.nd
 
 def neurites(pen: Pen) -> Scene:
     """Tightly packed light cross-sections of many sizes between dark membranes, some with a mitochondrion."""
-    image, ids, veil = _cytoplasm(pen, int(math.exp(pen.pick(math.log(6), math.log(76)))))
+    image, ids, veil = cytoplasm(pen, int(math.exp(pen.pick(math.log(6), math.log(76)))))
     if pen.rng.random() < 0.4:
         centres, radii = pen.scatter(pen.rng.uniform(8, 28, pen.rng.integers(1, 5)) * pen.unit, 1.2)
         bodies = np.where(veil < 0.1, pen.fill(pen.outlines(centres, radii, 2.2, 0.08)), 0)
-        image = image * veil + _with_mitochondria(pen, image, bodies) * (1 - veil)
+        image = image * veil + with_mitochondria(pen, image, bodies) * (1 - veil)
     return pen.camera(image, pen.pick(0.5, 1.1), pen.pick(0.03, 0.12), 0, 0.1), tidy(ids)
 
 
 def mitochondria(pen: Pen) -> Scene:
     """Dark oval bodies with an outer membrane and stripes inside textured cytoplasm."""
-    image, _, _ = _cytoplasm(pen, pen.rng.integers(3, 40))
+    image, _, _ = cytoplasm(pen, pen.rng.integers(3, 40))
     centres, radii = pen.scatter(pen.sizes(22, 115, (0.03, 0.3), 16), pen.pick(1.0, 1.3))
     labels = pen.fill(pen.outlines(centres, radii, pen.pick(1.1, 3.0), pen.pick(0.03, 0.14)))
-    image = _with_mitochondria(pen, image, labels)
+    image = with_mitochondria(pen, image, labels)
     return pen.camera(image, pen.pick(0.4, 1.0), pen.pick(0.03, 0.12), 0, 0.1), labels
 
 
