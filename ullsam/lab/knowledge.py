@@ -1,9 +1,10 @@
 """Does vision-language knowledge say something about the image, and do the masks listen? Measured on a trained model.
 
-Three questions, on the same images and points: what a linear layer can read off the states on the way from image
-features to knowledge (probes); what becomes of the masks when knowledge is exchanged (masks); and how large and how
-varied knowledge is beside what it is added to (sizes, shares).
-Letters: I objects of one image, C SAM width, h w feature grid.
+Four questions, on the same images and points: what a linear layer can read off the states on the way from image
+features to knowledge (probes); what becomes of the masks when knowledge is exchanged (masks); how large and how
+varied knowledge is beside what it is added to (sizes, shares); and how much of the language model's states depends on the
+position, the image and the words (power).
+Letters: I objects of one image, K vectors of knowledge, C SAM width, h w feature grid.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ullsam.data.corpus import Corpus, spaced
 from ullsam.data.io import from_square
@@ -22,7 +24,7 @@ from ullsam.errors import InputError
 from ullsam.evaluation.metrics import instance_scores
 from ullsam.evaluation.protocol import folder_name, make_prompts
 from ullsam.evaluation.statistics import estimate
-from ullsam.lab.probes import STEPS, ForwardTrace, probe_states, sklearn, trace_corpus, variance_fractions
+from ullsam.lab.probes import STEPS, ForwardTrace, power_fractions, probe_states, sklearn, trace_corpus, variance_fractions
 from ullsam.model import ULLSAM
 from ullsam.sbr import instance_ids
 from ullsam.types import Prompts
@@ -30,8 +32,8 @@ from ullsam.types import Prompts
 ARMS = {  # what takes the place of an image's own knowledge, then what else is exchanged, for comparison
     "none": "knowledge switched off",
     "other": "knowledge of another image",
-    "places": "own knowledge, places shuffled",
-    "constant": "one average for all images and places",
+    "places": "own knowledge, positions shuffled",
+    "constant": "one average for all images and positions",
     "zero": "zeros",
     "double": "own knowledge times 2",
     "five": "own knowledge times 5",
@@ -42,6 +44,8 @@ ARMS = {  # what takes the place of an image's own knowledge, then what else is 
 MEASURES = ("dice", "logit_change", "flipped", "moved")
 STEP_NAMES = {"tokens": "projection", "hidden": "language model", "knowledge": "VLSA"}  # what a step is done by
 POINTS = (1, 3)  # positive and negative points of an object
+WORDS = ("nucleus", "cell", "mitochondrion", "neurite")  # that stand before and after each image to measure power
+EACH = 2  # images of each corpus whose power is measured
 SMALL = 0.01  # a change of Dice below which masks count as the same
 _CHUNK = 16  # objects decoded at a time, which bounds the memory
 
@@ -61,7 +65,7 @@ def measure_knowledge(
     """Measure what knowledge says and what the masks make of it.
 
     Args:
-        model: with a VLSA that gives a vector for each place of SAM's grid, such as "paper" and "residual".
+        model: with a VLSA of any kind: knowledge is a vector for each place of SAM's grid, or some vectors for prompts.
         corpora, split, limit: the images that are measured; `limit` in each corpus, evenly spaced.
         seed: of the points, of what is drawn, and of the bootstrap.
         fit_split, fit_limit: images that the probes learn from, `fit_limit` in each corpus.
@@ -69,13 +73,13 @@ def measure_knowledge(
         progress: show a bar for each corpus on standard error.
 
     Returns:
-        probes, masks, sizes, shares and reading, see `probes.probe_states`, `change_masks`, `sizes`,
-        `probes.variance_fractions` (of each step) and `read`; n_images, n_objects; model, data, split, points, seed,
-        fit_split, fit_limit, most_objects; seconds; per_image. A measured number is a dictionary {mean, interval, n}:
-        over images, with its 95 % bootstrap interval.
+        probes, masks, sizes, shares, power and reading, see `probes.probe_states`, `change_masks`, `sizes`,
+        `probes.variance_fractions` (of each step), `probes.power_fractions` (of a few images and WORDS) and `read`;
+        n_images, n_objects; model, data, split, points, seed, fit_split, fit_limit, most_objects; seconds; per_image. A
+        measured number is a dictionary {mean, interval, n}: over images, with its 95 % bootstrap interval.
 
     Raises:
-        InputError: another kind of model, fewer than two images, no scikit-learn, or as `evaluate`.
+        InputError: a model without VLSA, fewer than two images, no scikit-learn, or as `evaluate`.
     """
     from tqdm import tqdm
 
@@ -90,19 +94,25 @@ def measure_knowledge(
     if len(traces) < 2:
         raise InputError("Knowledge is compared between images; give at least two images with objects.")
     partners = [_partner(traces, i, len(corpora)) for i in range(len(traces))]
-    average = torch.stack([x.knowledge.mean((2, 3), keepdim=True) for x in traces]).mean(0)  # (1, C, 1, 1)
+    average = torch.stack([_average(x.knowledge) for x in traces]).mean(0)
+    zeros = all(x.isfinite().all() for x in _prompts_with(model, traces[0], torch.zeros_like(traces[0].knowledge))[2:])
     names, rows = [folder_name(corpus) for corpus in corpora], []
     for i, x in enumerate(tqdm(traces, desc="masks", unit="image", disable=not progress)):
         (prompts, ids), (again, _) = (_prompts(x, seed + k, most_objects, model.device) for k in (0, 1))
         arms = _arms(x, traces[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
+        arms = arms if zeros else {name: arm for name, arm in arms.items() if name != "zero"}
         scores = _score_arms(model, x, arms, ids)
         rows.append({"file": x.file, "data": names[x.corpus], "n_objects": len(ids), **scores})
-    inside = np.stack([x.inside for x in traces]).all(0)
+    inside, states = np.stack([x.inside for x in traces]).all(0), {}
+    for step in STEPS:
+        states[step] = np.stack([x.states[step][inside] if step in x.grids else x.states[step] for x in traces])
+    sets = [group for i in range(len(corpora)) if (group := [x.sample.image for x in traces if x.corpus == i])]
     result = {
         "probes": probe_states(fitted, traces, partners, seed),
         "masks": change_masks(rows, seed),
         "sizes": sizes(model, traces, seed),
-        "shares": {s: variance_fractions(np.stack([x.states[s][inside] for x in traces]), seed) for s in STEPS},
+        "shares": {step: variance_fractions(x, seed) for step, x in states.items()},
+        "power": power_fractions(model, [spaced(x, min(EACH, *map(len, sets))) for x in sets], WORDS),
     }
     return {
         "model": model.config.name,
@@ -120,16 +130,20 @@ def measure_knowledge(
 def _check(model: ULLSAM) -> None:
     sklearn("linear_model")
     model.llm_or_raise()
-    c = model.config.sam
     if model.vlsa is None:
         raise InputError(f"Model {model.config.name} has no VLSA, so no knowledge; load one that has, for example 'tiny'.")
-    tokens = torch.zeros(1, round((c.grid * model.config.shuffle_ratio) ** 2), model.llm.dim, device=model.device)
-    shape = tuple(model.vlsa(tokens).shape)
-    if shape != (1, c.out_chans, c.grid, c.grid):
-        raise InputError(
-            f"The VLSA {model.config.vlsa!r} gives knowledge of shape {shape}; a vector for each place of the "
-            "grid is needed here, as 'paper' and 'residual' give."
-        )
+
+
+def _average(knowledge: Tensor) -> Tensor:
+    """The mean (1, C, 1, 1) over the positions of a grid; other knowledge as it is."""
+    return knowledge.mean((2, 3), keepdim=True) if knowledge.ndim == 4 else knowledge
+
+
+def _prompts_with(model: ULLSAM, x: ForwardTrace, knowledge: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sparse and dense prompts of a click in the middle, without knowledge and then with it."""
+    middle = torch.full((1, 1, 1, 2), model.config.sam.image_size / 2, device=model.device)
+    sparse, dense = model.sam.embed(Prompts(middle, torch.ones(1, 1, 1, device=model.device)), x.features)
+    return sparse, dense, *model.vlsa.inject(knowledge, sparse, dense)
 
 
 def _partner(traces: Sequence[ForwardTrace], index: int, corpora: int) -> int:
@@ -154,17 +168,20 @@ def _prompts(x: ForwardTrace, seed: int, most: int, device: torch.device) -> tup
 def _arms(x: ForwardTrace, other: ForwardTrace, average: Tensor, prompts: Prompts, again: Prompts, rng) -> dict:
     """Features, prompts and knowledge of each of ARMS, "own" first."""
     f, k = x.features, x.knowledge
-    order = torch.from_numpy(rng.permutation(k[0, 0].numel())).to(k.device)
+    flat = k.flatten(2) if k.ndim == 4 else k.mT if k.ndim == 3 else k  # (1, C, positions), (1, d, K) or (1, d)
+    mixed = flat[..., torch.from_numpy(rng.permutation(flat.shape[-1])).to(k.device)]
     exchanged = {
         "own": k,
         "none": None,
         "other": other.knowledge,
-        "places": k.flatten(2)[..., order].view_as(k),
+        "places": mixed.view_as(k) if k.ndim == 4 else mixed.mT,
         "constant": average.expand_as(k),
         "zero": torch.zeros_like(k),
         "double": 2 * k,
         "five": 5 * k,
     }
+    if k.ndim == 2:  # no positions
+        del exchanged["places"]
     arms = {name: (f, prompts, value) for name, value in exchanged.items()} | {"points": (f, again, k)}
     if getattr(f, "skips", ()):
         arms["coarse"] = (replace(f, embedding=other.features.embedding), prompts, k)
@@ -207,34 +224,38 @@ def change_masks(rows: Sequence[dict], seed: int) -> dict[str, dict]:
 
 
 def sizes(model: ULLSAM, traces: Sequence[ForwardTrace], seed: int) -> dict[str, dict | float]:
-    """How long the vectors are that meet in the mask decoder: mean length over the places of an image.
+    """How long the vectors are that meet in the mask decoder: mean length over the positions of an image.
 
     Returns:
         no_mask, the length of SAM's own dense prompt; estimates of features; dense, the dense prompt with knowledge;
         change, its difference to SAM's own; features_varying and dense_varying, their differences to their means over
-        the image; ratio, change / features.
+        the image; ratio, change / features; click, the prompt tokens of a click; tokens, what knowledge adds to prompt
+        tokens, as tokens of their own or to the click's, 0 where it adds nothing.
     """
     own, side = model.sam.prompt_encoder.no_mask_embed.weight, model.config.sam.patch_size  # (1, C)
     rows = []
     for x in traces:
-        grid = own[..., None, None].expand_as(x.knowledge)
-        dense = model.vlsa.inject(x.knowledge, own.new_zeros(1, 0, own.shape[1]), grid)[1]  # (1, C, h, w)
+        sparse, grid, new, dense = _prompts_with(model, x, x.knowledge)  # (1, P, C), (1, C, h, w), (1, any, C), ...
         h, w, left, top = (round(v * x.square.scale) for v in (x.square.height, x.square.width, *x.square.offset))
         image = slice(top // side, -(-(top + h) // side)), slice(left // side, -(-(left + w) // side))  # no padding
-        features, dense, grid = (v[0, :, *image].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, places)
+        features, dense, grid = (v[0, :, *image].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, positions)
         vectors = {"features": features, "dense": dense, "change": dense - grid}
         vectors |= {f"{key}_varying": vectors[key] - vectors[key].mean(1, keepdim=True) for key in ("features", "dense")}
         lengths = {key: float(v.norm(dim=0).mean()) for key, v in vectors.items()}
+        added = F.pad(-sparse, (0, 0, 0, new.shape[1] - sparse.shape[1])) + new
+        added = added.norm(dim=2)[added.any(2)]
+        lengths |= {"click": float(sparse.norm(dim=2).mean()), "tokens": float(added.mean()) if len(added) else 0.0}
         rows.append(lengths | {"ratio": lengths["change"] / lengths["features"]})
     return {"no_mask": float(own.norm()), **{key: estimate([row[key] for row in rows], seed) for key in rows[0]}}
 
 
 def read(result: dict) -> dict[str, str]:
-    """One sentence or two about each part, derived from the intervals alone: informative, used, size."""
+    """One sentence or two about each part, derived from the numbers alone: informative, used, size, power."""
     return {
         "informative": " ".join(_read_probe(name, found) for name, found in result["probes"].items()),
         "used": _read_masks(result["masks"]),
         "size": _read_sizes(result["sizes"], result["shares"]),
+        "power": _read_power(result["power"]),
     }
 
 
@@ -244,8 +265,8 @@ def _read_probe(name: str, found: dict) -> str:
     sentence = (
         f"The language model's states {'tell' if told else 'do not tell'} "
         f"{'where objects are' if name == 'objects' else f'the {name}'} "
-        f"({_span(steps['hidden'])}, chance {chance:.2f}; image features {_span(steps['features'])}, "
-        f"knowledge {_span(steps['knowledge'])})"
+        f"({_span(steps['hidden'])}, chance {chance:.2f}; image features {_span(steps['features'])}"
+        f"{', knowledge ' + _span(steps['knowledge']) if 'knowledge' in steps else ''})"
     )
     moved = [
         f"{'more' if e['mean'] > 0 else 'less'} from {STEP_NAMES[key]}"
@@ -282,12 +303,26 @@ def _read_masks(masks: dict) -> str:
 
 def _read_sizes(found: dict, varied: dict) -> str:
     constant, image = (varied["knowledge"][key] for key in ("constant", "image"))
+    tokens = f" and prompt tokens by {_span(found['tokens'])}, a click's are {_span(found['click'])} long"
     return (
         f"Knowledge moves the dense prompt by {_span(found['ratio'])} times the length of the image features that it is "
-        f"added to; {_span(constant)} of its mean square is the same for all images and places, {_span(image)} differs "
-        f"between images only. Image features are {_span(found['features'], '.1f')} long and differ between the places "
-        f"of an image by {_span(found['features_varying'], '.1f')}."
+        f"added to{tokens if found['tokens']['mean'] else ''}; {_span(constant)} of its mean square is the same for all "
+        f"images and positions, {_span(image)} differs between images only. Image features are "
+        f"{_span(found['features'], '.1f')} long and differ between the positions of an image by {_span(found['features_varying'], '.1f')}."
     )
+
+
+def _read_power(rows: Sequence[dict]) -> str:
+    names = {"image tokens": "words before the image reach its tokens", "last word": "words after the image have states"}
+    texts = []
+    for states, what in names.items():
+        last, given = [row for row in rows if row["states"] == states][-2:]
+        parts = ", ".join(f"{name} {100 * last[name]:.2f} %" for name in last if name not in ("states", "layer"))
+        texts.append(
+            f"Where {what}, the last layer's power is {parts}; of what VLSA gets there, {100 * given['constant']:.2f} % is "
+            f"constant and {100 * given['words']:.2f} % depends on the words."
+        )
+    return " ".join(texts)
 
 
 def _span(e: dict, form: str = ".2f") -> str:

@@ -1,6 +1,7 @@
 """The states of images on the way from SAM's features to vision-language knowledge, and what linear probes read off them.
 
-Letters: n examples, d numbers of a state, N image tokens, s patches of a token, C SAM width, D LLM width, h w feature grid.
+Letters: n examples, d numbers of a state, N image tokens, s patches of a token, K vectors of knowledge, C SAM width, D LLM
+width, h w feature grid.
 Source: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes".
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -39,11 +41,16 @@ class ForwardTrace:
     file: str
     sample: Sample
     square: Square
-    states: dict[str, np.ndarray]  # of STEPS at the N tokens: float32 (N, s*C), (N, D), (N, D), (N, s*C)
+    states: dict[str, np.ndarray]  # of STEPS at the N tokens: float32 (N, s*C), (N, D), (N, D), (N, s*C) or (K, d)
     objects: np.ndarray  # (N, s) fraction of each patch that objects cover
     inside: np.ndarray  # (N,) bool, whether the token lies on the image and not on the padding
+    grids: tuple[str, ...] = STEPS  # the steps that have a state for each image token
     features: ImageFeatures | None = None
-    knowledge: Tensor | None = None  # (1, C, h, w)
+    knowledge: Tensor | None = None  # (1, C, h, w), (1, K, d) or (1, d)
+
+    def on_image(self, step: str) -> np.ndarray:
+        """The states of a step without those on the padding; knowledge that is no grid is returned as it is."""
+        return self.states[step][self.inside] if step in self.grids else self.states[step]
 
 
 def trace_corpus(
@@ -82,11 +89,14 @@ def trace_image(model: ULLSAM, sample: Sample, number: int = 0, index: int = 0, 
         patches = cv2.resize(canvas, (c.grid, c.grid), interpolation=cv2.INTER_AREA) / 255
         return at_tokens(torch.from_numpy(patches)[None, None])[0].numpy()
 
-    steps = (at_tokens(features.embedding), tokens, hidden, at_tokens(knowledge))
+    grids = STEPS if knowledge.shape[2:] == features.embedding.shape[2:] else STEPS[:-1]
+    vectors = knowledge.flatten(2).mT if knowledge.ndim == 4 else knowledge.reshape(1, -1, knowledge.shape[-1])  # (1, K, d)
+    vectors = at_tokens(knowledge) if grids == STEPS else vectors
+    steps = (at_tokens(features.embedding), tokens, hidden, vectors)
     states = {name: x[0].float().cpu().numpy() for name, x in zip(STEPS, steps, strict=True)}
     inside = covered(np.ones(sample.labels.shape, bool)).mean(1) > 0.5
     objects = covered(sample.labels > 0)
-    return ForwardTrace(number, index, file, sample, square, states, objects, inside, features, knowledge)
+    return ForwardTrace(number, index, file, sample, square, states, objects, inside, grids, features, knowledge)
 
 
 def sklearn(module: str):
@@ -171,9 +181,10 @@ def probe_states(
 
 
 def _mean_state(trace: ForwardTrace, step: str) -> np.ndarray:
-    """Mean over the image's tokens and the patches of a token: (C,) or (D,)."""
-    mean = trace.states[step][trace.inside].mean(0)
-    return mean.reshape(trace.objects.shape[1], -1).mean(0) if step in ("features", "knowledge") else mean
+    """Mean over the image's tokens and the patches of a token: (C,), (D,) or (d,)."""
+    mean = trace.on_image(step).mean(0)
+    patches = step == "features" or (step == "knowledge" and step in trace.grids)
+    return mean.reshape(trace.objects.shape[1], -1).mean(0) if patches else mean
 
 
 def _probe_images(learned: list[tuple], asked: list[tuple], seed: int) -> dict:
@@ -191,7 +202,7 @@ def _probe_images(learned: list[tuple], asked: list[tuple], seed: int) -> dict:
 def _probe_tokens(
     fitted: Sequence[ForwardTrace], traces: Sequence[ForwardTrace], partners: Sequence[int], seed: int
 ) -> dict:
-    """`probe_states` of where objects are: one probe for each of the s patches of a token."""
+    """`probe_states` of where objects are: one probe for each of the s patches of a token, at steps that have positions."""
     rng = np.random.default_rng(seed)
     picks = [rng.permutation(np.flatnonzero(x.inside))[:TOKENS] for x in fitted]
     y = np.concatenate([x.objects[p] > 0.5 for x, p in zip(fitted, picks, strict=True)]).astype(int)  # (n, s)
@@ -201,7 +212,7 @@ def _probe_tokens(
         return ranking(scores[trace.inside], trace.objects[trace.inside] > 0.5)
 
     right, control = {}, {}
-    for step in STEPS:
+    for step in traces[0].grids:
         x = np.concatenate([trace.states[step][p] for trace, p in zip(fitted, picks, strict=True)])
         probes = [fit_probe(x, patch, images) for patch in y.T]
         scores = [np.stack([class_probabilities(p, t.states[step], 2)[:, 1] for p in probes], 1) for t in traces]
@@ -213,7 +224,7 @@ def _probe_tokens(
 def _along(right: dict[str, list], seed: int) -> dict:
     """Estimates of each step, and of its difference to the step before."""
     changes = {}
-    for before, after in zip(STEPS, STEPS[1:], strict=False):
+    for before, after in pairwise(right):
         pairs = zip(right[before], right[after], strict=True)
         changes[after] = estimate([None if v is None else float(v) - u for u, v in pairs], seed)
     return {"steps": {step: estimate(values, seed) for step, values in right.items()}, "changes": changes}
@@ -248,3 +259,75 @@ def variance_fractions(x: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[
     ends = bootstrap([everything], fractions, seed, draws=draws).T.tolist()  # (4, 2)
     measured = zip(("constant", "image", "place", "both"), fractions(everything[None])[:, 0].tolist(), ends, strict=True)
     return {name: {"mean": mean, "interval": interval} for name, mean, interval in measured}
+
+
+@torch.no_grad()
+def power_fractions(
+    model: ULLSAM, images: Sequence[Sequence[np.ndarray]], words: Sequence[str], layers: Sequence[int] | None = None
+) -> list[dict]:
+    """How much of the language model's states depends on the position, the image and the words.
+
+    Args:
+        model: with a language model and a VLSA.
+        images: as many images (H, W[, C]) of each of several sets.
+        words: phrases, each about every image: before it for the states at image tokens, after it for those at the words.
+        layers: numbers of layers, 1 for the first; None for four, evenly spaced up to the last.
+
+    Returns:
+        Rows for `format_table`: states, "image tokens" or "last word" (of a phrase); layer, 0 for the tokens that come in,
+        "VLSA" for the last layer's states as the VLSA gets them, centred where the model does so, with words where it reads
+        them; and fractions of their mean square that add up to 1: constant; position; set; image, among those of a set;
+        words; rest, what depends on several of these together.
+    """
+    depth = model.llm_or_raise().lm.config.num_hidden_layers
+    layers = tuple(layers or sorted({max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)}))
+    read, valid = zip(*(_read_phrases(model, image, words, layers) for row in images for image in row), strict=True)
+    inside, rows = torch.stack(valid).all(0), []
+    for name, layer in read[0]:
+        x = torch.stack([states[name, layer] for states in read]).double()  # (images, words, positions, d)
+        x = x[:, :, inside] if name == "image tokens" else x
+        fractions = split_power(x.unflatten(0, (len(images), -1)).cpu().numpy())
+        rows.append({"states": name, "layer": layer, **fractions})
+    return rows
+
+
+def _read_phrases(model: ULLSAM, image: np.ndarray, words: Sequence[str], layers: tuple[int, ...]) -> tuple[dict, Tensor]:
+    """States (words, positions, D) by name and layer, see `power_fractions`, and which tokens (N,) lie on the image."""
+    pixels, (square,) = model.preprocess([image])
+    grid, ratio = (model.config.sam.grid,) * 2, model.config.shuffle_ratio
+    inside = cv2.resize(square.valid_mask().astype(np.float32), grid, interpolation=cv2.INTER_AREA)
+    inside = pixel_shuffle(torch.from_numpy(inside)[None, ..., None], ratio).mean(-1).flatten() > 0.5
+    features = model.encode(pixels)
+    tokens, memory = model.image_tokens(features), model.remember(features)
+    at_image, at_words = {0: [tokens] * len(words)}, {}
+    for text in words:
+        before, after = (model.llm.read(tokens, [text], reads, layers) for reads in ("before", "after"))
+        given = model.states(features, text, memory)
+        for layer in (*layers, "VLSA"):
+            at_image.setdefault(layer, []).append((given if layer == "VLSA" else before.layers[layer]).image)
+            at_words.setdefault(layer, []).append((given if layer == "VLSA" else after.layers[layer]).last[:, None])
+    found = {("image tokens", layer): torch.cat(x) for layer, x in at_image.items()}
+    return found | {("last word", layer): torch.cat(x) for layer, x in at_words.items()}, inside
+
+
+def split_power(x: np.ndarray) -> dict[str, float]:
+    """Split the mean square of states (sets, images of a set, words, positions, d) by what they depend on.
+
+    Returns:
+        constant, position, set, image, words, rest: fractions that add up to 1, as in an analysis of variance.
+    """
+
+    def mean(*axes: int) -> np.ndarray:
+        return x.mean(axes, keepdims=True)
+
+    everything, of_set = mean(0, 1, 2, 3), mean(1, 2, 3)
+    parts = {
+        "constant": everything,
+        "position": mean(0, 1, 2) - everything,
+        "set": of_set - everything,
+        "image": mean(2, 3) - of_set,
+        "words": mean(0, 1, 3) - everything,
+    }
+    total = max(float((x**2).sum(-1).mean()), 1e-30)
+    fractions = {name: float((part**2).sum(-1).mean()) / total for name, part in parts.items()}
+    return fractions | {"rest": 1 - sum(fractions.values())}

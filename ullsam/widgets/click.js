@@ -1,10 +1,11 @@
 // Front end of ClickToSegment. The work lives in Python: the browser draws it and reports gestures as {kind, values, id}.
 // It keeps only how a person looks at the picture: zoom, cursor, opacity, inside or outside.
 
-import { keyAction, statusLine } from "./click_logic.js";
+import { asksFor, keyAction, statusLine } from "./click_logic.js";
 import { button, check, group, h, iconButton, menu, section, slider } from "./click_parts.js";
 import { Stage } from "./click_stage.js";
 
+const QUESTION = "What do you want to segment?";
 const PATIENCE = 4000; // ms without an answer before the status says so
 const SETTLED = 300; // ms on a page before it is encoded ahead of the first click
 const CONTRAST = { low: 0, high: 100, gamma: 1 };
@@ -17,6 +18,7 @@ const HELP = [
   ["Space + drag, middle button, two fingers", "move the picture"], ["Arrows", "move the cursor, with Shift by one pixel"],
   ["Enter", "point at the cursor, with Shift of the other kind"], ["+ and \u2212", "inside, outside"],
   ["S", "save the instance"], ["U, R", "undo, redo"], ["N", "next saved instance"], ["E, Delete", "edit it, delete it"],
+  ["W", "to the box of words"], ["Enter there", "uses the words; without a point or box, for all that they name"],
   ["V", "VLK on or off"], ["D", "describe"], ["Escape", "clear the points"], ["0", "whole picture"],
 ];
 
@@ -59,7 +61,7 @@ class Link {
   close() { clearTimeout(this.timer); clearTimeout(this.rest); }
 }
 
-// ---- tool bar, list of instances, settings: each {node, refresh} ----
+// ---- tool bar, words, list of instances, settings: each {node, refresh} ----
 
 function toolbar(link, stage, full) {
   const kind = (inside, words, sign, key) => h("button", {
@@ -83,18 +85,50 @@ function toolbar(link, stage, full) {
       iconButton("screen", "Full screen on or off", full)),
     h("div", { className: "ullsam-group" }, save, describe));
   const refresh = () => {
-    const { can_undo, can_redo, box, points, editing, area } = link.shown, held = document.activeElement;
+    const { can_undo, can_redo, box, points, editing, alone, area } = link.shown, held = document.activeElement;
     inside.setAttribute("aria-pressed", stage.inside);
     outside.setAttribute("aria-pressed", !stage.inside);
     undo.disabled = !can_undo;
     redo.disabled = !can_redo;
-    clear.disabled = !points.length && !box && editing === null;
+    clear.disabled = !points.length && !box && !alone && editing === null;
     noBox.hidden = !box;
     save.disabled = !area;
     zoom.textContent = stage.view ? `${Math.round(100 * stage.view.scale)}%` : "";
     if (node.contains(held) && (held.disabled || held.hidden)) stage.focus(); // or keys would go nowhere
   };
   return { node, refresh };
+}
+
+// The box of words: what is typed counts once Enter is pressed or the box is left.
+function wordBox(link, stage) {
+  const id = `ullsam-${Math.random().toString(36).slice(2)}`;
+  let asked = ""; // what was asked for last, or what Python says there is
+  const ask = (enter) => {
+    const prompted = link.shown.points.length + stage.pending.length > 0 || Boolean(link.shown.box);
+    const wish = asksFor(input.value, { asked, enter, prompted });
+    if (!wish) return;
+    asked = wish.values.words;
+    link.send(wish.kind, wish.values);
+  };
+  const input = h("input", { type: "text", "aria-label": QUESTION, "aria-describedby": `${id}-hint`, autocomplete: "off",
+    onchange: () => ask(false), onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) ask(true); } });
+  input.setAttribute("list", id); // its property is a node
+  const all = button("Segment all", "Segment all that the words name, without a click", () => {
+    asked = input.value;
+    link.send("segment_words", { words: input.value });
+  }, { onmousedown: (event) => event.preventDefault() }); // the box is not left, which would ask twice
+  const list = h("datalist", { id }, ...link.get("suggestions").map((phrase) => new Option(phrase, phrase)));
+  const hint = h("p", { id: `${id}-hint`, className: "ullsam-hint", "aria-live": "polite" });
+  const node = h("div", { className: "ullsam-ask" }, h("label", {}, h("span", {}, QUESTION), input), list, all, hint);
+  const refresh = () => {
+    const { words, hint: said, vlk } = link.shown;
+    input.disabled = all.disabled = !vlk;
+    if (hint.textContent !== said) hint.textContent = said;
+    if (link.waiting.size) return;
+    if (document.activeElement !== input || input.value === asked) input.value = words;
+    asked = words;
+  };
+  return { node, refresh, focus: () => { input.focus(); input.select(); } };
 }
 
 function instanceList(link, stage) {
@@ -110,13 +144,14 @@ function instanceList(link, stage) {
     edit: chosen((number) => link.send("edit", { number })),
     delete: chosen((number) => link.send("delete", { number })),
   };
-  function row({ number, name, area, page }) {
+  function row({ number, name, words, area, page }) {
     const { selected, editing, pages } = link.shown, call = `instance ${number}, ${name}`;
     const pick = button(String(number), `Select ${call}`, () =>
       link.send("select", { number: link.shown.selected === number ? null : number }), { "aria-label": `Select ${call}`,
       "aria-pressed": number === selected, className: "ullsam-number", "data-key": `pick${number}` });
     pick.style.setProperty("--own", `rgb(${link.get("colors")[number] ?? [128, 128, 128]})`);
     const named = h("input", { type: "text", value: name, maxLength: 80, "aria-label": `Name of instance ${number}`,
+      title: words && `Segmented as \u201c${words}\u201d`,
       "data-key": `name${number}`, onkeydown: (event) => event.key === "Enter" && stage.focus(), onchange: () => {
         if (named.value.trim()) link.send("rename", { number, name: named.value }); else named.value = name;
       } });
@@ -274,13 +309,14 @@ function render({ model, el }) {
   const root = h("div", { className: "ullsam", tabIndex: -1, ...ALONE });
   const full = () => (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen?.());
   const below = readout(link, stage, root), tools = toolbar(link, stage, full), saved = instanceList(link, stage);
-  const choices = settings(link, stage), files = exporter(link);
-  parts.push(tools, saved, choices, files, below);
-  root.append(tools.node, h("div", { className: "ullsam-body" }, below.node,
+  const asking = wordBox(link, stage), choices = settings(link, stage), files = exporter(link);
+  parts.push(tools, asking, saved, choices, files, below);
+  root.append(tools.node, asking.node, h("div", { className: "ullsam-body" }, below.node,
     h("div", { className: "ullsam-side" }, saved.node, ...choices.nodes, files.node, help())));
   el.append(root);
 
-  const acts = { ...saved.act, fit: () => stage.fit(), escape: () => stage.cancel() || link.send("clear") };
+  const escape = () => stage.cancel() || link.send("clear");
+  const acts = { ...saved.act, words: asking.focus, fit: () => stage.fit(), escape };
   const deaf = keyboard(root, link, stage, acts, refresh);
   const listeners = [
     ["msg:custom", (message) => link.answered(message?.answered)], ["change:size", () => stage.resize()],

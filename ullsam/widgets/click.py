@@ -26,6 +26,7 @@ from ullsam.widgets.export import EXPORT_FORMATS
 from ullsam.widgets.instances import file_name
 from ullsam.widgets.live import enable_colab
 from ullsam.widgets.session import ClickSession
+from ullsam.widgets.words import suggestions
 
 PICTURE = 2048  # longer side of the picture and the mask in the browser, pixels; larger ones are shrunk for display only
 GHOSTS = 1024  # longer side of the layer with saved instances
@@ -34,13 +35,14 @@ ENCODING = "Encoding the image ..."
 
 
 # what a person can do, in the browser or by a line of Python; each is a method of the session
-NAMES = """click move_point set_box clear_box undo redo clear save_instance select rename delete edit toggle_vlk
-toggle_negatives set_candidate set_model set_page set_channel set_display encode""".split()
+NAMES = """click move_point set_box clear_box set_words segment_words undo redo clear save_instance select rename delete
+edit toggle_vlk toggle_negatives set_candidate set_model set_page set_channel set_display encode""".split()
 # name -> the values that the browser must send along; None: Python alone may ask for it
 GESTURES = {name: tuple(signature(getattr(ClickSession, name)).parameters)[1:] for name in NAMES}
 GESTURES |= {"describe": (), "export": ("formats",), "import_labels": None}
 BUSY = {"describe": "The language model is writing ...", "export": "Writing files ..."}  # shown while it takes a moment
 BUSY |= dict.fromkeys(("set_model", "set_channel"), ENCODING)
+BUSY |= dict.fromkeys(("set_words", "segment_words"), "Reading the words ...")
 
 
 def bundle(*names: str) -> str:
@@ -52,9 +54,9 @@ def bundle(*names: str) -> str:
 class ClickToSegment(anywidget.AnyWidget):
     """Shows an image and segments what is clicked; each gesture is also a method, so it works without a browser.
 
-    Left click: inside. Right click or Shift + click: outside. Drag: box. A click on a point removes it. The widget lists
-    all gestures and keys. A method raises `InputError` where a gesture is not possible; `status` says why, and all stays
-    as it was.
+    Left click: inside. Right click or Shift + click: outside. Drag: box. A click on a point removes it. Words say what the
+    clicks mean, or, without a click, what to segment. The widget lists all gestures and keys. A method raises `InputError`
+    where a gesture is not possible; `status` says why, and all stays as it was.
 
     Args:
         models, image, vlk, project, stack: see `ClickSession`.
@@ -73,6 +75,7 @@ class ClickToSegment(anywidget.AnyWidget):
     failed = traitlets.Bool(help="the last gesture went wrong").tag(sync=True)
     busy = traitlets.Unicode(help="what takes a moment right now, empty at rest").tag(sync=True)
     description = traitlets.Unicode(help="the language model's words").tag(sync=True)
+    suggestions = traitlets.List(help="phrases of the training vocabulary to choose from").tag(sync=True)
 
     def __init__(self, models, image, vlk: bool = True, project=None, stack: bool = False, export_folder=None):
         enable_colab()
@@ -82,7 +85,7 @@ class ClickToSegment(anywidget.AnyWidget):
         self.export_folder = Path(export_folder or beside)
         self._turn = threading.RLock()  # JupyterLab hands its gestures to another thread than cells run in
         self._sent: dict = {}  # what the layers in the browser were made of
-        super().__init__(status="Click on an object.")
+        super().__init__(status="Click on an object.", suggestions=[*suggestions()])
         self.on_msg(self._receive)
         self._show()
 
@@ -102,6 +105,7 @@ class ClickToSegment(anywidget.AnyWidget):
     labels = property(lambda self: self.session.labels, doc="Instances of the page, int32 (H, W), 0 background.")
     instances = property(lambda self: self.session.instances, doc="Saved instances of all pages, list of Instance.")
     vlk = property(lambda self: self.session.vlk, doc="With vision-language knowledge.")
+    words = property(lambda self: self.session.words, doc="Words that the mask follows; '' for none.")
 
     def describe(self) -> str:
         """Asks the language model for a description of the image; `description` grows while it writes."""
@@ -162,15 +166,16 @@ class ClickToSegment(anywidget.AnyWidget):
     def _view(self) -> dict:
         """All that the browser shows besides pictures and sentences."""
         session, state = self.session, self.session.state
-        view = {name: getattr(state, name) for name in ("editing", "page", "channel", "model", "negatives", "candidate")}
-        names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo")
+        names = ("editing", "page", "channel", "model", "negatives", "candidate", "words", "alone")
+        view = {name: getattr(state, name) for name in names}
+        names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo", "hint", "absence")
         view |= {name: getattr(session, name) for name in names} | asdict(session.contrast)
         return view | {
             "points": [list(p) for p in state.prompts],
             "suggested": [list(p) for p in state.suggested],
             "box": state.box and list(state.box),
             "area": 0 if session.mask is None else int(session.mask.sum()),
-            "instances": [{"number": i.number, "name": i.name, "area": i.area, "page": i.page} for i in state.instances],
+            "instances": [{k: getattr(i, k) for k in ("number", "name", "words", "area", "page")} for i in state.instances],
             "pages": session.pages.count,
             "channels": list(session.channels),
             "folder": str(self.export_folder),
@@ -181,13 +186,14 @@ class ClickToSegment(anywidget.AnyWidget):
         mask, state = self.session.mask, self.session.state
         if name == "export":
             return f"Written: {', '.join(str(path) for path in result.values())}."
-        if mask is None and not state.instances:
-            return "Click on an object."
-        saved = f"{counted(len(state.instances), 'instance')} saved."
+        saved, words = f"{counted(len(state.instances), 'instance')} saved.", f"\u201c{self.words}\u201d"
         if mask is None:
-            return saved
-        prompts = [counted(len(state.prompts), "point")] if state.prompts or not state.box else []
-        return f"{' and '.join([*prompts, *['a box'] * bool(state.box)])}, mask of {counted(mask.sum(), 'pixel')}; {saved}"
+            click = f"Click on an object, or segment all that {words} names." if self.words else "Click on an object."
+            return saved if state.instances else click
+        prompts = [counted(len(state.prompts), "point")] if state.prompts or not (state.box or self.words) else []
+        prompts += ["a box"] * bool(state.box) + [f"the words {words}"] * bool(self.words)
+        found = f"{' and '.join(prompts)}, mask of {counted(mask.sum(), 'pixel')}; {saved}"
+        return f"{self.session.absence} {found}".strip()
 
 
 def _method(name: str) -> Callable:

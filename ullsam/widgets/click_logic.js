@@ -1,4 +1,4 @@
-// What the front end of ClickToSegment works out, without a page: places, keys and the layers' borders.
+// What the front end of ClickToSegment works out, without a page: places, keys, words and the layers' borders.
 
 export const REACH = { mouse: 10, pen: 14, touch: 22 }; // how near to a point a pointer must be to mean it, CSS pixels
 const LARGEST = 48; // CSS pixels per image pixel at full zoom
@@ -67,7 +67,7 @@ export const backing = (length, ratio) => Math.max(1, Math.round(length * ratio)
 
 const KEYS = { s: { send: "save_instance" }, u: { send: "undo" }, r: { send: "redo" }, v: { send: "toggle_vlk" },
   d: { send: "describe" }, Escape: { act: "escape" }, n: { act: "next" }, e: { act: "edit" }, Delete: { act: "delete" },
-  "0": { act: "fit" }, "+": { inside: true }, "=": { inside: true }, "-": { inside: false } };
+  w: { act: "words" }, "0": { act: "fit" }, "+": { inside: true }, "=": { inside: true }, "-": { inside: false } };
 export const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 // What a key means: {send}, {act}, {inside}, {move, fine} or {place, flip}; the last two only on the picture.
@@ -78,6 +78,16 @@ export function keyAction({ key, shiftKey, ctrlKey, metaKey, altKey }, onPicture
   if (onPicture && ARROWS[key]) return { move: ARROWS[key], fine: Boolean(shiftKey) };
   if (onPicture && key === "Enter") return { place: true, flip: Boolean(shiftKey) };
   return KEYS[letter] ?? null;
+}
+
+// ---- words ----
+
+// What the box of words asks Python for, {kind, values}, or null: when Enter is pressed or when the box is left. `asked` is
+// what it asked for last; `prompted` says that there is a point or a box, which Enter would not throw away.
+export function asksFor(typed, { asked, enter, prompted }) {
+  const words = typed.trim().replace(/\s+/g, " ");
+  if (enter && words && !prompted) return { kind: "segment_words", values: { words } };
+  return words === asked ? null : { kind: "set_words", values: { words } };
 }
 
 // ---- layers: numbers of instances per pixel, 0 elsewhere ----

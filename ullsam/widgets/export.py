@@ -233,7 +233,7 @@ def write_csv(annotations: Annotations, folder: Path) -> Path:
 
 
 def measure(annotations: Annotations, page: int) -> list[dict]:
-    """Page and number from 1, name, words, area, diameter of the circle of this area, centre (x, y) and mean of each channel."""
+    """Page and number from 1, name, words, area, diameter of the circle of it, centre (x, y) and mean of each channel."""
     from skimage.measure import regionprops
 
     um, rows = annotations.pixel_size, []

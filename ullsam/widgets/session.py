@@ -111,7 +111,7 @@ class ClickSession:
 
     def set_words(self, words: str | None) -> None:
         """Says in words what to segment, such as "nuclei", and segments the current object again; empty: without words."""
-        words = self._text(words) if words and words.strip() else ""
+        words = self._text(words) if str(words or "").strip() else ""
         if words != self.state.words:
             self._prompt(words=words)
 
@@ -212,12 +212,13 @@ class ClickSession:
         free = self.mask & ((self.labels == 0) | (self.labels == (state.editing or 0)))
         if not free.any():
             raise InputError("The mask has no pixel that is not saved already; add a point or clear the points.")
-        number, name = next(free_numbers(state.instances)), PLAIN_NAME
+        number, name, words = next(free_numbers(state.instances)), PLAIN_NAME, self.words
         if state.editing is not None:
             old = state.find(state.editing)
             number, name = old.number, PLAIN_NAME if old.name == old.words else old.name
-        name = self.words if self.words and name == PLAIN_NAME else name  # its class, until a person says otherwise
-        new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free), self.words)
+            words = old.words if state.region is old.region else words  # as it was segmented, whatever the model is now
+        name = words or name if name == PLAIN_NAME else name  # its class, until a person says otherwise
+        new = Instance(number, name, state.prompts, state.box, state.model, state.page, Region.of(free), words)
         self._change(state.without_object(instances=state.put(new)))
         return number
 
@@ -333,7 +334,7 @@ class ClickSession:
     def _text(self, words: str) -> str:
         if self.no_words:
             raise InputError(self.no_words)
-        return check_words(words, 1)[0]
+        return check_words(str(words).encode(errors="ignore").decode(), 1)[0]  # a browser can send half a letter
 
     def _prompt(self, **changes) -> None:
         """Changes what the mask depends on; taken over only when the mask could be computed."""

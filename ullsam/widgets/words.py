@@ -10,7 +10,7 @@ from ullsam.data.referring import STRUCTURES, keys, nearest_phrases, phrases
 
 @cache
 def suggestions() -> tuple[str, ...]:
-    """Phrases of the training vocabulary to choose from: singular and plural of each structure, one of each with an attribute."""
+    """Phrases of the training vocabulary to choose from: two for each structure, one for each with an attribute."""
     return tuple(phrase for key in keys() for phrase in phrases(key)[: 2 if key in STRUCTURES else 1])
 
 

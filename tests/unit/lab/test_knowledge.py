@@ -15,7 +15,16 @@ from ullsam import STYLES, ULLSAM, Corpus, InputError, Predictor, Sample, genera
 from ullsam.cli import main
 from ullsam.evaluation.protocol import score_image
 from ullsam.lab.knowledge import ARMS, measure_knowledge, read, summarise_knowledge
-from ullsam.lab.probes import STEPS, class_probabilities, fit_probe, ranking, trace_image, variance_fractions
+from ullsam.lab.probes import (
+    STEPS,
+    class_probabilities,
+    fit_probe,
+    power_fractions,
+    ranking,
+    split_power,
+    trace_image,
+    variance_fractions,
+)
 from ullsam.plots.charts import show_knowledge
 
 METAS = [{"modality": "fluorescence", "structure": "nucleus"}, {"modality": "SEM", "structure": "axon"}]
@@ -151,6 +160,15 @@ def test_shares_add_up_to_one(seed):
 # ---------------------------------------------------------------- states
 
 
+def test_knowledge_is_a_grid_or_some_vectors(model):
+    sample = generate(next(iter(STYLES)), 0, 64)
+    shapes = {"paper": (4, 128), "tokens": (4, 32), "last_word": (1, 32), "film": (1, 64), "cross_attention": (12, 33)}
+    for name, shape in shapes.items():
+        trace = trace_image(ULLSAM.from_preset("debug", vlsa=name), sample)
+        assert trace.states["knowledge"].shape == shape and trace.grids == (STEPS if name == "paper" else STEPS[:3])
+        assert trace.on_image("hidden").shape == (4, 48) and trace.on_image("knowledge").shape == shape
+
+
 def test_patches_are_those_of_the_image(model):
     labels = np.zeros((64, 32), np.int32)
     labels[16:32, :16] = 4  # the patch in the second row, first column; the right half of the canvas is padding
@@ -158,6 +176,73 @@ def test_patches_are_those_of_the_image(model):
     assert trace.inside.tolist() == [True, False] * 2
     assert trace.objects.tolist() == [[0, 0, 1, 0], [0] * 4, [0] * 4, [0] * 4]  # in the order of pixel_shuffle
     assert list(trace.states) == list(STEPS)
+
+
+# ---------------------------------------------------------------- power
+
+FACTORS = {  # what states (sets, images, words, positions, d) are made of -> what they depend on
+    "constant": (1, 1, 1, 1, 3),
+    "position": (1, 1, 1, 5, 3),
+    "set": (2, 1, 1, 1, 3),
+    "image": (2, 3, 1, 1, 3),
+    "words": (1, 1, 4, 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_power_of_pure_states(name):
+    x = np.random.default_rng(0).standard_normal(FACTORS[name])
+    axis = {"constant": (), "position": 3, "set": 0, "image": 1, "words": 2}[name]
+    x = x - x.mean(axis, keepdims=True) if name != "constant" else x
+    found = split_power(np.broadcast_to(x, (2, 3, 4, 5, 3)))
+    assert found == pytest.approx({key: float(key == name) for key in [*FACTORS, "rest"]}, abs=1e-9)
+
+
+def test_power_of_a_sum_is_that_of_its_parts():
+    """9 : 4 : 1 of mean squares; a product of position and words belongs to neither."""
+    words, positions = np.array([1.0, -1]).reshape(1, 1, 2, 1, 1), np.array([1.0, -1]).reshape(1, 1, 1, 2, 1)
+    x = np.broadcast_to(3 + 2 * words + words * positions, (2, 2, 2, 2, 1))
+    expected = {"constant": 9 / 14, "position": 0, "set": 0, "image": 0, "words": 4 / 14, "rest": 1 / 14}
+    assert split_power(x) == pytest.approx(expected, abs=1e-12)
+
+
+def test_power_where_a_language_model_reads_words_before_and_after_the_image():
+    model = ULLSAM.from_preset("debug", vlsa="last_word")
+    images = [[generate(style, i, 64).image for i in range(2)] for style in list(STYLES)[:3]]
+    rows = power_fractions(model, images, ["nucleus", "an axon"])
+    assert [(row["states"], row["layer"]) for row in rows] == [
+        *(("image tokens", layer) for layer in (0, 1, 2, "VLSA")),
+        *(("last word", layer) for layer in (1, 2, "VLSA")),
+    ]
+    table = {(row["states"], row["layer"]): row for row in rows}
+    for row in rows:
+        assert sum(row[key] for key in (*FACTORS, "rest")) == pytest.approx(1)
+        assert all(row[key] >= -1e-9 for key in FACTORS)
+    assert table["image tokens", 0]["words"] == pytest.approx(0, abs=1e-9)  # tokens as they come in
+    assert table["image tokens", 2]["words"] > 1e-4  # words stand before the image
+    assert table["image tokens", "VLSA"]["words"] == pytest.approx(0, abs=1e-9)  # this variant reads them after it
+    assert all(table["last word", n]["position"] == pytest.approx(0, abs=1e-9) for n in (1, 2, "VLSA"))
+    assert table["last word", "VLSA"] == pytest.approx(table["last word", 2] | {"layer": "VLSA"})  # not centred
+
+
+def test_centring_takes_the_constant_and_balance_lets_images_and_positions_be_told_apart():
+    images = [[generate(style, i, 64).image for i in range(2)] for style in list(STYLES)[:3]]
+    rows = {}
+    for name, changes in {"plain": {}, "repaired": {"centred_states": True, "token_length": 3.2}}.items():
+        model = ULLSAM.from_preset("debug", **changes)
+        with torch.no_grad():
+            model.projection.mlp[-1].bias.fill_(10.0)  # a constant in all tokens, as training leaves one
+            pixels = model.preprocess([image for row in images for image in row])[0]
+            for _ in range(30):
+                for text in (None, "nucleus", "an axon"):
+                    model.train().knowledge(model.encode(pixels), text)
+        found = power_fractions(model.eval(), images, ["nucleus", "an axon"], layers=(2,))
+        rows[name] = {(row["states"], row["layer"]): row for row in found}
+    before, after = rows["plain"], rows["repaired"]
+    assert before["image tokens", 0]["constant"] > 0.99
+    tokens = after["image tokens", 0]
+    assert tokens["constant"] < 0.02 and tokens["set"] + tokens["image"] == pytest.approx(0.5, abs=0.1)
+    assert before["image tokens", "VLSA"]["constant"] > 0.5 > 10 * after["image tokens", "VLSA"]["constant"]
 
 
 # ---------------------------------------------------------------- a whole measurement
@@ -183,13 +268,36 @@ def test_result_is_complete_and_strict_json(result):
     assert list(result["probes"]) == ["dataset", "modality", "structure", "objects"]
     assert result["probes"]["dataset"]["chance"] == 0.5
     assert all(list(found["steps"]) == list(STEPS) for found in result["probes"].values())
-    assert set(result["shares"]) == set(STEPS) and set(result["reading"]) == {"informative", "used", "size"}
+    assert set(result["shares"]) == set(STEPS) and set(result["reading"]) == {"informative", "used", "size", "power"}
+    assert [row["layer"] for row in result["power"]] == [0, 1, 2, "VLSA", 1, 2, "VLSA"]  # tokens, then words
 
 
 def test_own_arm_changes_nothing_and_others_do(result):
     own = result["masks"]["own"]
     assert all(own[key]["mean"] == 0 for key in ("dice_change", "logit_change", "flipped", "moved"))
     assert all(result["masks"][arm]["logit_change"]["mean"] > 0 for arm in result["masks"] if arm != "own")
+
+
+VARIANTS = ("tokens", "last_word", "film", "paper_film", "cross_attention", "residual", "class_id")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_knowledge_of_any_variant_is_measured(corpora, name):
+    model = ULLSAM.from_preset("debug", vlsa=name, vlsa_options={"gate": 0.5} if name == "residual" else {})
+    result = measure_knowledge(model, corpora, "val", limit=1, fit_limit=1, most_objects=2)
+    json.dumps(result, allow_nan=False)
+    grid = name in ("residual", "paper_film")
+    assert list(result["probes"]["objects"]["steps"]) == list(STEPS if grid else STEPS[:3])
+    assert list(result["probes"]["dataset"]["steps"]) == list(STEPS)
+    assert sum(x["mean"] for x in result["shares"]["knowledge"].values()) == pytest.approx(1)
+    left_out = {"film": {"places"}, "cross_attention": {"zero"}}.get(name, set())  # no positions; zero is padding
+    assert {"own", *ARMS} - {"coarse"} - set(result["masks"]) == left_out
+    sizes = result["sizes"]
+    assert (sizes["tokens"]["mean"] > 0) == (name in ("tokens", "last_word", "cross_attention", "class_id"))
+    assert (sizes["change"]["mean"] > 0) == (name in ("film", "paper_film", "residual"))
+    assert ("prompt tokens by" in result["reading"]["size"]) == (sizes["tokens"]["mean"] > 0)
+    assert result["masks"]["none"]["logit_change"]["mean"] > 0
+    assert len(show_knowledge(result).axes) == 3 and summarise_knowledge([result])
 
 
 def test_a_decoder_that_does_not_listen_is_found_out(corpora, monkeypatch):
@@ -286,14 +394,9 @@ def test_command(corpora, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"vlsa": "none"}, "has no VLSA"),
-        ({"vlsa": "tokens"}, "a vector for each place"),
-        ({"llm": None, "vlsa": "none"}, "no language model"),
-    ],
+    ("changes", "sentence"), [({"vlsa": "none"}, "has no VLSA"), ({"llm": None, "vlsa": "none"}, "no language model")]
 )
-def test_models_without_knowledge_at_each_place(corpora, changes, sentence):
+def test_models_without_knowledge(corpora, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         measure_knowledge(ULLSAM.from_preset("debug", **changes), corpora, "val")
 
