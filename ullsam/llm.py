@@ -17,7 +17,7 @@ from ullsam.accel.weights16 import HalfLinear
 from ullsam.config import LlmConfig
 from ullsam.errors import InputError
 from ullsam.pretrained import add_lora, find_lm, open_described
-from ullsam.types import LanguageStates
+from ullsam.types import LanguageStates, per_instance
 
 Row = tuple[list[int], list[int], list[int]]  # token ids of a text: what stands before the words, the words, what follows
 
@@ -67,24 +67,28 @@ class LanguageModel(nn.Module):
 
         Args:
             image_tokens: (B, N, D).
-            words: one text per image; None is the constant instruction, or, after the image, what closes it.
+            words: one text per image, or several for each image in turn (B then counts the texts in what is returned);
+                None is the constant instruction, or, after the image, what closes it.
             reads: whether words stand "before" the image or "after" it, where its own states do not depend on them.
             layers: numbers of further layers whose states are wanted, 1 for the first.
             memory: what `remember` kept of the same images and layers, for words after them.
         """
         texts = tuple(words or [None] * len(image_tokens))
+        if len(texts) > len(image_tokens) > 0 and reads == "after" and memory is None:
+            memory = self.remember(image_tokens, layers)
+        image_tokens = per_instance(image_tokens, len(texts))
         if reads == "before":
             return self._read_all(image_tokens, texts, [self._before(x) for x in texts], None, layers)
         rows = [self._after(x) for x in texts]
         if memory is None or any(texts) != all(texts):
             return self._read_all(image_tokens, texts, [self._before(None)] * len(texts), rows, layers)
-        known = memory.states.map(lambda _, x: x.expand(len(texts), -1, -1))
+        known = memory.states.map(lambda _, x: per_instance(x, len(texts)))
         if not any(texts):
-            return replace(known, valid=known.valid.expand(len(texts), -1), texts=texts)
+            return replace(known, valid=per_instance(known.valid, len(texts)), texts=texts)
         from transformers import DynamicCache
 
         rows = [([], phrase, []) for _, phrase, _ in rows]
-        cache = DynamicCache([[x.expand(len(texts), -1, -1, -1) for x in pair] for pair in memory.cache])
+        cache = DynamicCache([[per_instance(x, len(texts)) for x in pair] for pair in memory.cache])
         found = self._states(self._embed_rows(rows), layers, cache=cache)
         return _collect(found, {0: known.image} | {n: x.image for n, x in known.layers.items()}, texts, rows, 0)
 

@@ -18,8 +18,8 @@ from ullsam.errors import InputError
 from ullsam.files import assign, cast, local_folder, read_safetensors, write_json, write_safetensors
 from ullsam.llm import ImageMemory, LanguageModel, load_llm, open_saved
 from ullsam.pretrained import is_built_in
-from ullsam.sam import build_sam, normalise, per_instance
-from ullsam.types import ImageFeatures, LanguageStates, Prompts
+from ullsam.sam import build_sam, normalise
+from ullsam.types import ImageFeatures, LanguageStates, Prompts, per_instance
 from ullsam.vlsa import CentredStates, VisionProjection, VlsaShape, build_vlsa, inject_knowledge
 
 MOST_LETTERS = 200  # of a phrase that is to be segmented
@@ -60,7 +60,8 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         depends on the image alone.
 
         Args:
-            words: what to segment, one text for all images or one for each; None is the paper's constant instruction.
+            words: what to segment: one text for all images, one for each, or one for each object of each image in turn;
+                None is the paper's constant instruction.
             memory: what `remember` returned for these features; a new phrase then costs its own tokens only.
         """
         if self.vlsa is None:
@@ -236,7 +237,7 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
 
 
 def check_words(words: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """One text per image without spaces around it or an article, or None.
+    """One text per image, or as many for each, without spaces around it or an article, or None.
 
     Raises:
         InputError: empty or very long words, something else than text, or another number of texts.
@@ -244,9 +245,9 @@ def check_words(words: str | Sequence[str] | None, count: int) -> list[str] | No
     if words is None:
         return None
     texts = [words] * count if isinstance(words, str) else list(words)
-    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+    if not texts or len(texts) % count or not all(isinstance(text, str) for text in texts):
         raise InputError(f"words must be one text, or one for each of {count} images, such as 'nuclei'; not {words!r:.80}.")
-    texts = [re.sub(r"^(the|an?|all)\b ?", "", " ".join(text.split()), flags=re.IGNORECASE) for text in texts]
+    texts = [re.sub(r"^(the|an?|all) ", "", " ".join(text.split()), flags=re.IGNORECASE) for text in texts]
     if not all(texts):
         raise InputError("words is empty; say what to segment, such as 'nuclei', or leave words out.")
     if (longest := max(map(len, texts))) > MOST_LETTERS:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ullsam.accel.attention import FastAttention, FastBlock
 from ullsam.config import SamConfig
 from ullsam.errors import InputError
-from ullsam.types import ImageFeatures, Prompts
+from ullsam.types import ImageFeatures, Prompts, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -188,10 +188,3 @@ def mask_logits(decoder: MaskDecoder, masks: Tensor, upscaled: Tensor) -> Tensor
     heads = zip(decoder.output_hypernetworks_mlps, masks.unbind(1), strict=True)
     weights = torch.stack([mlp(token) for mlp, token in heads], dim=1)  # (B*I, M, C/8)
     return (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-
-
-def per_instance(x: Tensor, total: int) -> Tensor:
-    """Repeats the entries of x (B, ...) to (total, ...), where total = B * I; one image is expanded without a copy."""
-    if len(x) == total:
-        return x
-    return x.expand(total, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(total // len(x), dim=0)

@@ -124,6 +124,8 @@ def fit(
     """
     accelerator = _accelerator(config)
     stage = find_stage(config)
+    if config.word_fraction and config.recompute != "no":
+        raise InputError("Several phrases for one image cannot be recomputed; with word_fraction leave recompute at 'no'.")
     stage = stage if objective is None else replace(stage, objective=objective)
     run = _Run(model, config, stage, Path(folder), accelerator, mixture.facts)
     sam, count = model.config.sam, config.steps * config.accumulate * accelerator.num_processes

@@ -80,3 +80,10 @@ class LanguageStates:
         words = None if self.words is None else change(f"words{where}", self.words)
         layers = {n: x.map(change, str(n)) for n, x in self.layers.items()}
         return replace(self, image=change(f"image{where}", self.image), words=words, layers=layers)
+
+
+def per_instance(x: Tensor, total: int) -> Tensor:
+    """Repeats the entries of x (B, ...) to (total, ...), where total = B * I; one image is expanded without a copy."""
+    if len(x) == total:
+        return x
+    return x.expand(total, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(total // len(x), dim=0)

@@ -18,23 +18,24 @@ CORE = "core"  # the modules directly in ullsam/
 
 # room -> rooms (or single modules of the core) that it may import beside itself; "*" is every room
 ALLOWED = {
-    CORE: {"data", "accel", "pretrained"},
+    CORE: {"data", "accel", "files", "pretrained"},
+    "files": {"errors", "data"},
     "accel": {"errors", "data"},
     "pretrained": {"accel", "config", "errors", "files"},
     "data": {"errors", "files", "types", "config", "sbr"},
-    "tiny": {CORE, "data", "accel", "pretrained"},
+    "tiny": {CORE, "files", "data", "accel", "pretrained"},
     "variants": {CORE},
-    "checkpoints": {CORE, "data", "accel", "pretrained", "tiny", "variants"},
-    "evaluation": {CORE, "data", "accel", "pretrained", "tiny", "checkpoints", "variants"},
-    "plots": {CORE, "data"},
-    "widgets": {CORE, "data", "plots", "evaluation", "checkpoints"},
-    "lab": {CORE, "data", "accel", "pretrained", "tiny", "checkpoints", "evaluation", "plots"},
+    "checkpoints": {CORE, "files", "data", "accel", "pretrained", "tiny", "variants"},
+    "evaluation": {CORE, "files", "data", "accel", "pretrained", "tiny", "checkpoints", "variants"},
+    "plots": {CORE, "files", "data"},
+    "widgets": {CORE, "files", "data", "plots", "evaluation", "checkpoints"},
+    "lab": {CORE, "files", "data", "accel", "pretrained", "tiny", "checkpoints", "evaluation", "plots"},
     "cli": {"*"},
 }
 # single modules that may import what their room may not
 ALSO = {"ullsam.__main__": {"cli"}}
 
-CORE_FILES, CORE_LINES, ALL_LINES = 16, 2500, 18_000
+CORE_FILES, CORE_LINES, ALL_LINES = 16, 2500, 20_000
 EQUATIONS = ("Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4")
 NAMES_EQUATIONS = {"widgets/sbr_explorer.py"}  # tells students on the page which case of an equation was used
 LIGHT = ("torch", "transformers", "matplotlib", "cv2", "scipy", "pandas")  # what `import ullsam` must not load

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ullsam import ULLSAM, InputError, ModelConfig, Prompts, load, preset
+from ullsam.model import check_words
 from ullsam.tiny.recipes import load_parts
 
 
@@ -86,7 +87,7 @@ def test_knowledge_follows_words_of_one_image_or_each(name):
     assert not torch.allclose(each[1], nucleus[1], atol=1e-4)
     torch.testing.assert_close(model.knowledge(features, " nucleus \n"), nucleus)  # spaces around words say nothing
     states = model.states(features, ["nucleus", "the neurite"])
-    assert states.texts == ("nucleus", "the neurite") and torch.equal(model.vlsa(states), each)
+    assert states.texts == ("nucleus", "neurite") and torch.equal(model.vlsa(states), each)  # "Segment the" has the article
 
 
 @torch.no_grad()
@@ -101,7 +102,15 @@ def test_an_image_is_remembered_where_words_stand_after_it():
         assert other.remember(features) is None
 
 
+def test_an_article_is_no_word():
+    """ "Segment the" stands before the words already."""
+    given = ["the neurite", "An axon", "a cell", "all nuclei", "A-type axon", "theca", "allantois", " nucleus \n"]
+    expected = ["neurite", "axon", "cell", "nuclei", "A-type axon", "theca", "allantois", "nucleus"]
+    assert check_words(given, len(given)) == expected and check_words(None, 2) is None
+
+
 BAD_WORDS = {
+    "an article": ("the ", "words is empty"),
     "empty": ("", "words is empty; say what to segment, such as 'nuclei', or leave words out"),
     "spaces": (" \n", "words is empty"),
     "one of two empty": (["nuclei", ""], "words is empty"),

@@ -12,7 +12,7 @@ from ullsam.cli.options import one_of
 
 def lab(
     experiment: Positional[Literal["words"]],
-    budget: Literal["smoke", "short", "full"] = "smoke",
+    budget: Literal["smoke", "short", "full", "wide"] = "smoke",
     model: str = "tiny",
     arms: tuple[str, ...] = (),
     out: str | None = None,
@@ -24,7 +24,8 @@ def lab(
 
     Args:
         experiment: words: the control experiment
-        budget: smoke: some minutes, the numbers mean nothing; short: one seed, an hour on two cores; full: three seeds
+        budget: smoke: some minutes, the numbers mean nothing; short: one seed, an hour on two cores; full: three seeds;
+            wide: all structures, a night
         model: tiny, or a folder of a saved model: what all arms start from
         arms: only these of the table, by their names
         out: folder of the trained arms, where a stopped run goes on; runs/words_BUDGET without it

@@ -67,7 +67,7 @@ class Batches(Dataset):
         return tuple(2 * int(x) for x in rng.integers(0, self.spare // 2 + 1, 2))
 
     def by_words(self, rng: np.random.Generator) -> dict:
-        """A batch whose objects are named: words, a text per image, and prompts with one inside click or none."""
+        """A batch whose objects are named: words, B * I texts, and prompts with one inside click or none."""
         view, c = self.views.view, self.config
         found = []
         while len(found) < c.batch_size:
@@ -75,7 +75,7 @@ class Batches(Dataset):
             found += [row] if row is not None else []
         batch = {k: torch.from_numpy(np.stack([x[k] for x in found])) for k in ("image", "valid_mask", "truth", "valid")}
         points, labels = (torch.from_numpy(np.stack([x[k] for x in found])) for k in ("points", "point_labels"))
-        words = [x["words"] for x in found]
+        words = [text for x in found for text in x["words"]]
         return batch | {"origin": self.origin(rng), "prompts": Prompts(points, labels), "words": words}
 
     def needs_captions(self) -> bool:

@@ -59,7 +59,7 @@ class Corpus:
                 raise InputError(f"{self.folder} has no folder images/; give a folder with images/ and masks/.")
             self.meta = read_json(meta, "correct or remove it") if meta.is_file() else {}
             self.captions = _read_captions(self.folder / "captions.jsonl")
-            self.records = [self._record(row) for row in _read_table(self.folder)]
+            self.records = [self._record(row) for row in read_table(self.folder)]
         except OSError as error:
             place = f"{error.filename or self.folder} ({error.strerror})"
             raise InputError(f"{self.folder} cannot be read: {place}; check its names and permissions.") from error
@@ -128,7 +128,7 @@ def _read_captions(path: Path) -> dict[str, str]:
     return {row["file"]: row["caption"] for row in rows}
 
 
-def _read_table(folder: Path) -> list[dict]:
+def read_table(folder: Path) -> list[dict]:
     """The rows of images.csv, or all files of images/ where there is none."""
     path = folder / "images.csv"
     if not path.is_file():

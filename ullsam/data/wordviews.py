@@ -18,49 +18,49 @@ SIDES = ("left ", "right ")  # of words that a mirrored or cropped image would m
 
 
 def word_view(scene: NamedScene, rng: np.random.Generator, view: int, canvas: int, most: int) -> dict | None:
-    """One view with words that fit it; None where the scene has nothing of the kind that was drawn.
+    """One view with words that fit it; None where the scene has nothing of the kind that was drawn first.
 
     Args:
         scene: image and structures; rng: source of all draws.
         view: side S in pixels; canvas: side at which the model sees a whole image.
-        most: I, the number of objects; spare rows have valid 0.
+        most: I, the number of objects, each with words of its own; spare rows repeat the first with valid 0.
 
     Returns:
-        image: uint8 (S, S, 3); valid_mask: bool (S, S); words: a text; points (I, 1, 2) float32, (x, y) in pixels of the
+        image: uint8 (S, S, 3); valid_mask: bool (S, S); words: I texts; points (I, 1, 2) float32, (x, y) in pixels of the
         view, with point_labels (I, 1): 1, or -1 without a click; truth: bool (I, S, S); valid: float32 (I,).
     """
-    task = str(rng.choice(list(TASKS), p=list(TASKS.values())))
-    draws = {"click": draw_ambiguous, "words": draw_union, "absent": draw_absent}
-    options = (bool(rng.integers(2)),) if task == "absent" else ()
-    first = draws[task](scene, rng, *options)
+    first = _draw(scene, rng)
     if first is None:
         return None
-    more = [draw_ambiguous(scene, rng, first.key) for _ in range(most - 1)] if task == "click" else []
+    asked = [first, *(x for _ in range(most - 1) if (x := _draw(scene, rng)) is not None)]
     fixed = first.key.startswith(SIDES)
     crop = (0, 0, max(scene.image.shape[:2])) if fixed else _crop(scene, first, rng, view, canvas)
+    spots = [_move(x.point, crop, view) for x in asked]
+    kept = [i for i, x in enumerate(asked) if _fits(spots[i], view) and (fixed or not x.key.startswith(SIDES))]
     image, inside = _cut(scene.image, crop, view), _cut(np.ones(scene.image.shape[:2], np.uint8), crop, view)
-    tone = "dark" in first.words or first.key.startswith(("bright ", "dark "))  # words that would not survive inversion
-    changed = jitter(image, rng, replace(ViewConfig(), invert=0) if tone else ViewConfig())
+    tone = any("dark" in asked[i].words or asked[i].key.startswith(("bright ", "dark ")) for i in kept)
+    changed = jitter(image, rng, replace(ViewConfig(), invert=0) if tone else ViewConfig())  # words must stay true
     image = np.where(inside[..., None] > 0, changed, 0).astype(np.uint8)
-    points, labels, truth = (
-        np.zeros((most, 1, 2), np.float32),
-        np.full((most, 1), -1, np.float32),
-        np.zeros((most, view, view), bool),
-    )
-    valid = np.zeros(most, np.float32)
-    for asked in (first, *more):
-        row, spot = int(valid.sum()), _move(asked.point, crop, view)
-        if spot is not None and not (-0.5 <= spot.min() and spot.max() < view - 0.5):
-            continue
-        truth[row] = _cut(asked.mask.astype(np.uint8), crop, view) > 0
-        if spot is not None:
-            points[row], labels[row] = spot, 1
-        valid[row] = 1
+    rows = [kept[i % len(kept)] for i in range(most)]
+    truth = np.stack([_cut(asked[i].mask.astype(np.uint8), crop, view) > 0 for i in rows])
+    points = np.array([[(0, 0) if spots[i] is None else spots[i]] for i in rows], np.float32)
     if not fixed:
-        flips = rng.integers(0, 2, 3)
-        image, inside, truth, points = _flip(image, inside, truth, points, flips)
-    prompts = {"words": first.words, "points": points, "point_labels": labels}
+        image, inside, truth, points = _flip(image, inside, truth, points, rng.integers(0, 2, 3))
+    labels = np.array([[-1 if spots[i] is None else 1] for i in rows], np.float32)
+    prompts = {"words": [asked[i].words for i in rows], "points": points, "point_labels": labels}
+    valid = (np.arange(most) < len(kept)).astype(np.float32)
     return prompts | {"image": image, "valid_mask": inside > 0, "truth": truth, "valid": valid}
+
+
+def _draw(scene: NamedScene, rng: np.random.Generator) -> Referral | None:
+    task = str(rng.choice(list(TASKS), p=list(TASKS.values())))
+    if task == "absent":
+        return draw_absent(scene, rng, click=bool(rng.integers(2)))
+    return (draw_ambiguous if task == "click" else draw_union)(scene, rng)
+
+
+def _fits(spot: np.ndarray | None, view: int) -> bool:
+    return spot is None or bool(-0.5 <= spot.min() and spot.max() < view - 0.5)
 
 
 def _crop(scene: NamedScene, asked: Referral, rng: np.random.Generator, view: int, canvas: int) -> tuple[int, int, int]:

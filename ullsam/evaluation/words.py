@@ -31,7 +31,7 @@ from ullsam.vlsa import CentredStates, VlsaShape, build_vlsa, inject_knowledge
 TRAIN = TrainConfig(steps=300, batch_size=8, lr=2e-4, vlsa_lr_scale=10.0, warmup=20, final_lr=0.0)
 MOST_ABSENT = 4  # structures that are not there, of each image
 PRESENCE = 0.2  # weight of the loss that says whether there is anything
-MIX = {"click": 0.6, "words": 0.25, "absent": 0.15}  # of the requests in training
+MIX = {"click": 0.65, "words": 0.2, "absent": 0.15}  # of the requests in training
 
 
 @dataclass(frozen=True)

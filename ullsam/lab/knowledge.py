@@ -308,7 +308,8 @@ def _read_sizes(found: dict, varied: dict) -> str:
         f"Knowledge moves the dense prompt by {_span(found['ratio'])} times the length of the image features that it is "
         f"added to{tokens if found['tokens']['mean'] else ''}; {_span(constant)} of its mean square is the same for all "
         f"images and positions, {_span(image)} differs between images only. Image features are "
-        f"{_span(found['features'], '.1f')} long and differ between the positions of an image by {_span(found['features_varying'], '.1f')}."
+        f"{_span(found['features'], '.1f')} long and differ between the positions "
+        f"of an image by {_span(found['features_varying'], '.1f')}."
     )
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ullsam.data.referring import keys, phrases, real_scenes, synthetic_scenes
+from ullsam.data.referring import keys, phrases, real_scenes
+from ullsam.data.synthetic.named import KINDS, SPLITS, named_scene
 from ullsam.evaluation.statistics import estimate, format_table, mean_of_known
 from ullsam.evaluation.words import MIX, PRESENCE, TRAIN, Arm, Scenes, score_arm, test_requests, train_arm
 from ullsam.files import read_json, write_json
@@ -63,13 +64,16 @@ class Budget:
     train: int | None  # images of each data set
     test: int | None
     synthetic: tuple[int, int, int]  # painted images to train, choose and test with
+    sets: tuple[str, ...] | None = ("vnc_mitochondria",)  # data sets, with those that share their images; None: all pairs
+    painted: tuple[str, ...] = ("nested",)  # kinds of painted scenes, see data/synthetic/named.py
     arms: tuple[str, ...] = tuple(ARMS)
 
 
 BUDGETS = {
-    "smoke": Budget(1, 20, 1, 1, (8, 4, 4), ("none", "last_word", "paper", "paper, not centred")),
-    "short": Budget(1, 300, 12, 5, (32, 8, 16)),
-    "full": Budget(3, 300, 24, None, (64, 16, 32)),
+    "smoke": Budget(1, 20, 2, 2, (4, 2, 2), arms=("none", "last_word", "paper", "paper, not centred")),
+    "short": Budget(1, 300, 24, None, (24, 8, 12)),
+    "full": Budget(3, 300, None, None, (48, 12, 24)),
+    "wide": Budget(3, 3000, None, None, (120, 40, 60), None, tuple(KINDS)),
 }
 
 
@@ -86,8 +90,10 @@ class WordsExperiment:
 
     def _scenes(self, split: str, limit: int | None, painted: int, count: int) -> Scenes:
         """Images of one split with their features and states: those of paired data sets, and painted ones."""
-        start, found = time.perf_counter(), real_scenes(self.root, split, limit=limit) if self.root else []
-        found = [scene for scene in found if len(scene.structures) > 1] + synthetic_scenes(painted, 0, 256, split)
+        b, start, number = self.budget, time.perf_counter(), SPLITS.index(split)
+        found = real_scenes(self.root, split, b.sets, limit) if self.root else []
+        found = [scene for scene in found if len(scene.structures) > 1]
+        found += [named_scene(b.painted[i % len(b.painted)], 3 * i + number, 256, split) for i in range(painted)]
         scenes = Scenes(self.model, found, count, held_out=split != "train")
         self.log(f"states of {len(found)} images of the split {split}: {time.perf_counter() - start:.0f} s")
         return scenes

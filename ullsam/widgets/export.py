@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ullsam.data.corpus import _read_table as read_table
+from ullsam.data.corpus import read_table
 from ullsam.data.decode import open_tiff
 from ullsam.data.io import png, write_atomic, write_labels
 from ullsam.errors import InputError

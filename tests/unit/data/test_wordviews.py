@@ -26,17 +26,22 @@ def key_of(text):
 def test_clicks_lie_in_what_the_words_mean_or_the_words_mean_nothing():
     tasks = set()
     for scene, view in views():
-        asked = view["valid"] > 0
-        assert asked.any() and view["image"].shape == (64, 64, 3) and view["truth"].shape == (4, 64, 64)
-        clicked = view["point_labels"][asked, 0] > 0
-        tasks.add((bool(clicked.all()), bool(view["truth"][asked].any())))
-        if key_of(view["words"]) not in scene.structures:
-            assert not view["truth"].any()
-        elif clicked.all():
-            for (x, y), mask in zip(view["points"][asked, 0], view["truth"][asked], strict=True):
+        assert view["valid"][0] == 1 and view["image"].shape == (64, 64, 3) and view["truth"].shape == (4, 64, 64)
+        rows = zip(view["words"], view["points"][:, 0], view["point_labels"][:, 0], view["truth"], strict=True)
+        for words, (x, y), label, mask in rows:
+            tasks.add((label > 0, bool(mask.any())))
+            if key_of(words) not in scene.structures:
+                assert not mask.any()
+            elif label > 0:
                 assert mask[max(0, round(y) - 1) : round(y) + 2, max(0, round(x) - 1) : round(x) + 2].any()
-        assert not view["truth"][~asked].any() and not view["truth"][:, ~view["valid_mask"]].any()
+        assert not view["truth"][:, ~view["valid_mask"]].any()
     assert tasks == {(True, True), (False, True), (True, False), (False, False)}
+
+
+def test_spare_rows_repeat_and_do_not_count():
+    view = next(v for _, v in views() if v["valid"].sum() < 4)
+    count = int(view["valid"].sum())
+    assert view["words"][count] == view["words"][0] and np.array_equal(view["truth"][count], view["truth"][0])
 
 
 def test_a_view_depends_on_its_generator_alone():
@@ -60,9 +65,9 @@ def test_words_about_sides_keep_the_picture_as_it_is():
     rng, found = np.random.default_rng(0), 0
     for _ in range(200):
         view = word_view(scene, rng, 128, 128, 1)
-        if view is not None and key_of(view["words"]).startswith("left ") and view["truth"].any():
+        if view is not None and key_of(view["words"][0]).startswith("left ") and view["truth"].any():
             found += 1
-            assert np.array_equal(view["truth"][0], scene.structures[key_of(view["words"])] > 0)
+            assert np.array_equal(view["truth"][0], scene.structures[key_of(view["words"][0])] > 0)
     assert found
 
 
@@ -73,7 +78,7 @@ def test_a_fraction_of_batches_asks_by_words():
     asked = [batch for batch in (batches[i] for i in range(40)) if "words" in batch]
     assert 10 < len(asked) < 30
     assert asked[0]["truth"].shape == (2, 3, 64, 64) and asked[0]["prompts"].points.shape == (2, 3, 1, 2)
-    assert len(asked[0]["words"]) == 2 and asked[0]["image"].dtype == torch.uint8
+    assert len(asked[0]["words"]) == 2 * 3 and asked[0]["image"].dtype == torch.uint8
     plain = Batches(mixture, TrainConfig(batch_size=2, instances=3, view=64), 128, 16, 40)
     unasked = next(i for i in range(40) if "words" not in batches[i])
     assert torch.equal(plain[unasked]["image"], batches[unasked]["image"])  # other batches stay as they are

@@ -162,7 +162,13 @@ def test_shares_add_up_to_one(seed):
 
 def test_knowledge_is_a_grid_or_some_vectors(model):
     sample = generate(next(iter(STYLES)), 0, 64)
-    shapes = {"paper": (4, 128), "tokens": (4, 32), "last_word": (1, 32), "film": (1, 64), "cross_attention": (12, 33)}
+    shapes = {
+        "paper": (4, 128),
+        "tokens": (4, 32),
+        "last_word": (1, 32),
+        "film": (1, 64),
+        "cross_attention": (10, 33),
+    }  # 4 image tokens, 6 of "</img>"
     for name, shape in shapes.items():
         trace = trace_image(ULLSAM.from_preset("debug", vlsa=name), sample)
         assert trace.states["knowledge"].shape == shape and trace.grids == (STEPS if name == "paper" else STEPS[:3])

@@ -6,7 +6,7 @@ from ullsam.lab import words
 from ullsam.lab.words import Budget, WordsExperiment, draw, mean_rows, summarise, table
 from ullsam.model import ULLSAM
 
-TOY = Budget(1, 2, None, None, (8, 8, 8), ("none", "last_word"))
+TOY = Budget(1, 2, None, None, (4, 4, 4), arms=("none", "last_word"))
 
 
 def row(scene, task, presence, **dice):

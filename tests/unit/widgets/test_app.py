@@ -185,6 +185,24 @@ def test_no_path_of_the_server_reaches_the_page(app):
     assert str(folder(app)) not in str(app.click.get_state()) and app.click.shown["exports"] == []
 
 
+def test_words_belong_to_one_page_and_come_with_its_results(Discs):
+    first, second = App({"discs": Discs()}), App({"discs": Discs()})
+    for page in (first, second):
+        page.open("a.png", png(np.zeros((40, 56), np.uint8)))
+        page.click.click(20, 20)
+    first.click.set_words("=<b>nuclei")
+    assert second.click.words == "" and first.click.mask.sum() > second.click.mask.sum()
+    first.click.save_instance()
+    second.click.save_instance()
+    assert "=&lt;b&gt;nuclei" in first._table.value and "object" in second._table.value
+    table = zipfile.ZipFile(io.BytesIO(first.results()[1])).read("1_a/a_measurements.csv").decode()
+    assert table.splitlines()[1].startswith("1,1,'=<b>nuclei,'=<b>nuclei,")
+    first.open("a.png", png(np.zeros((40, 56), np.uint8)))
+    assert first.click.words == ""
+    first.end()
+    second.end()
+
+
 def test_sessions_are_apart_and_leave_nothing(Discs):
     first, second = App({"discs": Discs()}), App({"discs": Discs()})
     for app in (first, second):

@@ -105,7 +105,8 @@ def test_a_plain_sam_has_no_knowledge_to_switch_and_no_words(image):
     widget = ClickToSegment(Predictor(ULLSAM.from_config(preset("debug", llm=None, vlsa="none"))), image)
     widget.click(30, 20)
     assert widget.vlk is False and widget.shown["has_vlk"] is False and widget.mask.shape == (40, 56)
-    for gesture in (widget.toggle_vlk, widget.describe):
+    assert widget.shown["hint"] == "debug works without a language model and cannot follow words; load 'tiny', which can."
+    for gesture in (widget.toggle_vlk, widget.describe, lambda: widget.set_words("nuclei")):
         with pytest.raises(InputError, match="tiny"):
             gesture()
         assert widget.failed and "tiny" in widget.status
@@ -156,6 +157,42 @@ def test_only_what_changed_is_sent(demo, sent):
     assert sent[0] == {"shown"} and demo.shown["instances"][0]["name"] == "nucleus"
 
 
+def test_words_reach_the_browser_and_the_status(demo):
+    assert "nuclei" in demo.suggestions and (demo.shown["words"], demo.shown["alone"], demo.shown["hint"]) == ("", False, "")
+    browser(demo, "set_words", words=" nuclei ")
+    assert demo.words == demo.shown["words"] == "nuclei"
+    assert demo.status == "Click on an object, or segment all that \u201cnuclei\u201d names."
+    browser(demo, "segment_words", words="nuclei")
+    assert demo.status == f"the words \u201cnuclei\u201d, mask of {demo.mask.sum()} pixels; 0 instances saved."
+    assert demo.shown["alone"] and demo.shown["area"] == demo.mask.sum() == opened(demo.mask_bits, "u1").sum()
+    demo.click(30, 20)
+    demo.set_box(20, 10, 40, 30)
+    said = f"1 point and a box and the words \u201cnuclei\u201d, mask of {demo.mask.sum()} pixels; 0 instances saved."
+    assert demo.status == said and not demo.shown["alone"]
+    demo.set_words("absent things")
+    assert demo.status.startswith("I see no absent things here. 1 point and a box and")
+    assert "not in the training vocabulary" in demo.shown["hint"] and not demo.failed
+    demo.save_instance()
+    assert demo.shown["instances"][0] | {"area": 0} == {
+        "number": 1,
+        "name": "absent things",
+        "words": "absent things",
+        "area": 0,
+        "page": 0,
+    }
+    browser(demo, "segment_words", words="n" * 300)
+    assert demo.failed and "300 letters" in demo.status and demo.words == "absent things" and demo.mask is None
+
+
+def test_words_of_two_widgets_stay_apart(Discs, image):
+    shared = Discs()
+    first, second = ClickToSegment(shared, image), ClickToSegment(shared, image)
+    for widget in (first, second):
+        widget.click(30, 20)
+    first.set_words("nuclei")
+    assert second.words == "" and first.mask.sum() > second.mask.sum()
+
+
 def test_what_takes_a_moment_is_said_before_it_begins(demo):
     seen = []
     demo.observe(lambda change: seen.append(change["new"]), "busy")
@@ -182,6 +219,9 @@ def test_browser_messages_do_what_the_methods_do(demo, Discs, image):
         ("move_point", {"index": 0, "x": 28, "y": 21}),
         ("set_box", {"x0": 2, "y0": 3, "x1": 20, "y1": 30}),
         ("clear_box", {}),
+        ("set_words", {"words": "cells"}),
+        ("segment_words", {"words": "nuclei"}),
+        ("click", {"x": 30, "y": 20, "positive": True, "grab": 0}),
         ("toggle_negatives", {}),
         ("set_candidate", {"k": 2}),
         ("toggle_vlk", {}),

@@ -325,10 +325,30 @@ def test_a_damaged_table_of_a_corpus_is_said_and_kept(one, tmp_path):
     ]
 
 
-def test_a_name_is_no_formula_of_a_table_program(one, tmp_path):
-    names = {7: "=1+1", 9: "@SUM(A1)", 300: "cell"}
-    path = export(dataclasses.replace(one, names=names), tmp_path, ["csv"])["csv"]
-    assert [row["name"] for row in csv.DictReader(path.open())] == ["'=1+1", "'@SUM(A1)", "cell"]
+def test_names_and_words_are_no_formulas_of_a_table_program(one, tmp_path):
+    texts = {7: "=1+1", 9: "@SUM(A1)", 300: "cell"}
+    for column in ("name", "words"):
+        path = export(dataclasses.replace(one, **{f"{column}s".replace("ss", "s"): texts}), tmp_path, ["csv"])["csv"]
+        assert [row[column] for row in csv.DictReader(path.open())] == ["'=1+1", "'@SUM(A1)", "cell"]
+
+
+def test_words_are_the_class_in_every_export(tmp_path, Discs):
+    session = ClickSession(Discs(), np.random.default_rng(0).integers(0, 255, SIZE, dtype=np.uint8))
+    for x, words in ((10, "nuclei"), (28, "nuclei"), (46, "cell")):
+        session.set_words(words)
+        session.click(x, 20)
+        session.save_instance()
+    session.rename(2, "mitosis")  # a person's name for the class counts more
+    files = session.export(tmp_path, EXPORT_FORMATS)
+    with files["csv"].open(newline="") as lines:
+        rows = [(row["name"], row["words"]) for row in csv.DictReader(lines)]
+    assert rows == [("nuclei", "nuclei"), ("mitosis", "nuclei"), ("cell", "cell")]
+    coco = json.loads(files["coco"].read_text())
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    assert [(names[r["category_id"]], r["words"]) for r in coco["annotations"]] == rows
+    assert [roi.name for roi in roifile.roiread(files["roi"])] == ["0001-nuclei", "0002-mitosis", "0003-cell"]
+    session.rename(2, "nuclei")
+    assert Corpus(session.export(tmp_path / "b", ["corpus"])["corpus"]).meta["structure"] == "nuclei"
 
 
 # ---------------------------------------------------------------- all of them

@@ -38,7 +38,7 @@ def project_of(file):
 
 
 def seen(session):
-    return [(i.number, i.name, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
+    return [(i.number, i.name, i.words, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
 
 
 def save_two(session):
@@ -46,6 +46,7 @@ def save_two(session):
     session.click(20, 12, positive=False)
     session.save_instance()
     session.set_page(2)
+    session.set_words("cells")
     session.set_box(30, 5, 50, 20)
     session.save_instance()
     session.rename(2, "nucleus é")
@@ -153,7 +154,7 @@ DAMAGES = [  # where in the file, and what stands there
     *((("instances", 0, "prompts"), v) for v in (None, [[1, 2]], [[1, 2, 5]], [[1, 10**400, 1]], [[1, float("nan"), 1]])),
     *((("instances", 1, "box"), v) for v in ([1, 2, 3], [1, 2, float("inf"), 4], [9, 2, 3, 4], "abcd", 7)),
     *((("instances", 1, "area"), v) for v in (1, 0, None)),
-    *((("instances", 0, k), v) for k in ("name", "model") for v in (None, 3)),
+    *((("instances", 0, k), v) for k in ("name", "model", "words") for v in (None, 3)),
     *((("page",), v) for v in (3, -1, None, "1")),
     *((("channel",), v) for v in (0, "red", -1)),
     *((("model",), v) for v in (None, 1)),
@@ -175,6 +176,20 @@ def test_a_damaged_project_is_refused_and_kept(file, place, value, Discs):
     with pytest.raises(InputError, match="damaged .* move it away") as error:
         ClickSession(Discs(), file)
     assert "\n" not in str(error.value) and project_of(file).read_bytes() == before
+
+
+def test_words_are_kept_and_a_project_of_a_time_without_them_is_read(file, Discs):
+    session = ClickSession(Discs(), file)
+    session.segment_words("cells \u00e9")
+    session.save_instance()
+    again = ClickSession(Discs(), file)
+    assert seen(again)[0][:3] == (1, "cells \u00e9", "cells \u00e9") and again.words == ""
+    again.edit(1)
+    assert again.words == "cells \u00e9" and again.state.alone
+    values = json.loads(project_of(file).read_text())
+    del values["instances"][0]["words"]
+    project_of(file).write_text(json.dumps(values))
+    assert seen(ClickSession(Discs(), file))[0][:3] == (1, "cells \u00e9", "")
 
 
 @pytest.mark.parametrize("key", ["model", "page", "channel", "instances", "image"])
@@ -298,6 +313,7 @@ def test_pixels_and_prompts_survive_exactly(tmp_path_factory, seed, count, heigh
             "m",
             i,
             Region.of(mask),
+            f"w{i}" * i,
         )
         for i, mask in enumerate(masks)
         if mask.any()
@@ -306,8 +322,8 @@ def test_pixels_and_prompts_survive_exactly(tmp_path_factory, seed, count, heigh
     pages = Pages(np.zeros((count, height, width), np.uint8), stack=True)
     save_project(path, State("m", instances=instances), pages.sha)
     back = load_project(path, pages).instances
-    assert [(i.number, i.name, i.prompts, i.box, i.page) for i in back] == [
-        (i.number, i.name, i.prompts, i.box, i.page) for i in instances
+    assert [(i.number, i.name, i.words, i.prompts, i.box, i.page) for i in back] == [
+        (i.number, i.name, i.words, i.prompts, i.box, i.page) for i in instances
     ]
     for page in range(count):
         np.testing.assert_array_equal(*(label_map(x, page, (height, width)) for x in (back, instances)))

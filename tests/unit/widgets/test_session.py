@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ullsam import ULLSAM, InputError, Predictor, sbr_regions
 from ullsam.widgets.instances import from_labels, label_map
-from ullsam.widgets.session import ClickSession
+from ullsam.widgets.session import PRESENT, ClickSession
 
 SIZE = (40, 56)
 STATE = ("prompts", "box", "suggested", "model", "vlk", "negatives", "candidate", "page", "channel", "editing")
+STATE += ("words", "alone", "presence")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def session(image, Discs):
 
 def snapshot(session):
     """All that can be read of a session, as values that can be compared."""
-    instances = [(i.number, i.name, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
+    instances = [(i.number, i.name, i.words, i.prompts, i.box, i.model, i.page, i.area) for i in session.instances]
     mask = None if session.mask is None else session.mask.tobytes()
     return [getattr(session.state, name) for name in STATE], mask, session.labels.tobytes(), instances
 
@@ -113,6 +115,7 @@ GESTURES = st.one_of(
     st.tuples(st.just("click"), st.integers(0, 55), st.integers(0, 39), st.booleans()),
     st.tuples(st.just("set_box"), *[st.integers(0, 20)] * 2, *[st.integers(21, 39)] * 2),
     st.tuples(st.just("set_candidate"), st.integers(0, 3)),
+    st.tuples(st.sampled_from(["set_words", "segment_words"]), st.sampled_from(["", "cells", "absent"])),
     st.tuples(st.just("set_model"), st.sampled_from(["discs", "large"])),
     st.tuples(st.just("set_channel"), st.sampled_from([None, 0, 2])),
     st.tuples(st.just("rename"), st.integers(1, 2), st.sampled_from("ab")),
@@ -253,6 +256,151 @@ def test_words_of_a_network_grow(image):
     session, heard = ClickSession(ULLSAM.from_preset("debug"), image), []
     assert session.describe(heard.append) == heard[-1] == session.description
     assert len(heard) > 10 and all(len(a) <= len(b) for a, b in zip(heard[:-1], heard[1:], strict=True))
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_two_words_give_two_masks_of_the_same_click(image):
+    model = ULLSAM.from_preset("debug")
+    with torch.no_grad():  # its random knowledge, scaled up until it counts
+        for parameter in model.vlsa.parameters():
+            parameter.mul_(4).add_(0.1)
+    session, predictor = ClickSession(model, image), Predictor(model)
+    predictor.set_image(image)
+    session.click(30, 20)
+    masks = [session.mask]
+    for words in ("nucleus", "cell"):
+        session.set_words(words)
+        masks.append(session.mask)
+        expected = predictor.predict([[30, 20]], [1], words=words)
+        np.testing.assert_array_equal(session.mask, expected.masks[0])
+        assert session.state.presence == expected.presence[0] and session.state.prompts == ((30, 20, 1),)
+    assert len({mask.tobytes() for mask in masks}) == 3
+    session.segment_words("cells")
+    np.testing.assert_array_equal(session.mask, predictor.segment("cells").masks[0])
+
+
+def test_words_draw_the_current_object_again(session):
+    session.set_words(" cells\n of  any size ")
+    assert session.words == "cells of any size" and session.mask is None
+    session.set_words("cell")
+    session.click(30, 20)
+    areas = {"cell": session.mask.sum()}
+    for words in ("nuclei", ""):
+        session.set_words(words)
+        areas[words] = session.mask.sum()
+    assert areas["nuclei"] > areas["cell"] > areas[""] and session.state.prompts == ((30, 20, 1),)
+    past = len(session._past)
+    session.set_words("  ")
+    session.set_words(None)
+    assert len(session._past) == past  # nothing to take back
+    session.undo()
+    session.undo()
+    assert session.words == "cell" and session.mask.sum() == areas["cell"]
+    session.set_candidate(3)
+    session.toggle_negatives()
+    assert len(session.state.suggested) == 3 and session.words == "cell"
+
+
+def test_words_alone_mean_all_that_they_name(session):
+    session.click(30, 20)
+    session.segment_words("cells")
+    both = session.mask
+    assert session.state.alone and session.state.prompts == () and both[20, 14] and both[20, 42] and not both[20, 28]
+    session.set_words("cell")
+    assert session.state.alone and 0 < session.mask.sum() < both.sum()
+    session.click(10, 20)  # from here on one object
+    assert not session.state.alone and session.state.prompts == ((10, 20, 1),) and not session.mask[20, 42]
+    session.click(10, 20)
+    assert session.mask is None and session.words == "cell"
+    session.segment_words()
+    assert session.state.alone and session.mask[20, 42]
+    session.set_words("")
+    assert session.mask is None and not session.state.alone and session.state.empty
+    session.undo()
+    assert session.state.alone and session.mask[20, 42] and not session.state.empty
+    session.clear()
+    assert session.mask is None and session.words == "cell"
+
+
+def test_an_instance_keeps_the_words_that_made_it_and_has_them_as_its_name(session):
+    session.set_words("nuclei")
+    session.click(10, 20)
+    session.save_instance()
+    session.set_words("")
+    session.click(45, 20)
+    session.save_instance()
+    assert [(i.name, i.words) for i in session.instances] == [("nuclei", "nuclei"), ("object", "")]
+    session.edit(1)
+    assert session.words == "nuclei"
+    session.set_model("large")  # which cannot follow words
+    session.undo()
+    session.set_words("cell")
+    session.save_instance()
+    session.rename(1, "mitosis")
+    session.edit(1)
+    session.set_words("cells")
+    session.save_instance()
+    assert [(i.name, i.words) for i in session.instances] == [("mitosis", "cells"), ("object", "")]
+    session.set_words("")
+    session.edit(1)
+    session.toggle_vlk()
+    session.save_instance()
+    assert [(i.name, i.words) for i in session.instances] == [("mitosis", ""), ("object", "")]
+
+
+def test_an_instance_of_words_alone_can_be_edited_under_a_model_that_cannot_follow_them(session):
+    session.segment_words("cell")
+    mask = session.mask
+    session.save_instance()
+    session.set_model("large")
+    session.edit(1)
+    np.testing.assert_array_equal(session.mask, mask)
+    session.save_instance()
+    assert [(i.name, i.words) for i in session.instances] == [("cell", "cell")]
+    session.set_model("discs")
+    session.edit(1)
+    session.set_words("cells")
+    assert session.mask.sum() > mask.sum()
+
+
+def test_what_words_name_may_be_absent(session):
+    session.click(30, 20)
+    assert session.state.presence is None and session.absence == ""
+    session.set_words("the absent nuclei")
+    assert session.state.presence == 0.2 < PRESENT and session.absence == "I see no absent nuclei here."
+    assert session.mask.any()  # it is tried all the same
+    session.set_words("nuclei")
+    assert session.state.presence == 0.9 and session.absence == ""
+    session.clear()
+    session.segment_words("absent")
+    assert session.absence == "I see no absent here."
+    session.clear()
+    assert session.absence == ""
+
+
+def test_words_that_cannot_be_used_are_one_sentence(session):
+    session.click(30, 20)
+    fails(session, "words has 201 letters", session.set_words, "n" * 201)
+    fails(session, "words is empty; say what to segment", session.segment_words)
+    fails(session, "words is empty", session.segment_words, " \n")
+    for words in ("Zellkerne \u00e9", "\u7d30\u80de\u6838", "\U0001f9a0", "half \ud83e of a letter", "x" * 200, 7):
+        session.set_words(words)
+        assert session.words and session.mask.any()
+    assert session.words == "7" and "not in the training vocabulary" in session.hint
+    session.set_words("nuclei")
+    assert session.hint == "" == session.no_words
+    session.toggle_vlk()
+    assert session.words == "" and "switch it on" in session.hint
+    fails(session, "need vision-language knowledge", session.set_words, "cell")
+    session.set_model("large")
+    assert session.hint == "large works without a language model and cannot follow words; choose discs."
+    fails(session, "choose discs", session.segment_words, "cell")
+    session.set_words("")
+    session.set_model("discs")
+    session.toggle_vlk()
+    assert session.words == "" and session.hint == ""
 
 
 # ---------------------------------------------------------------- instances
