@@ -244,10 +244,10 @@ def check_words(words: str | Sequence[str] | None, count: int) -> list[str] | No
     """
     if words is None:
         return None
-    texts = [words] * count if isinstance(words, str) else list(words)
+    texts = [words] * count if isinstance(words, str) else list(words) if isinstance(words, (list, tuple)) else [None]
     if not texts or len(texts) % count or not all(isinstance(text, str) for text in texts):
         raise InputError(f"words must be one text, or one for each of {count} images, such as 'nuclei'; not {words!r:.80}.")
-    texts = [re.sub(r"^(the|an?|all) ", "", " ".join(text.split()), flags=re.IGNORECASE) for text in texts]
+    texts = [re.sub(r"^(the|an?|all)( |$)", "", " ".join(text.split()), flags=re.IGNORECASE) for text in texts]
     if not all(texts):
         raise InputError("words is empty; say what to segment, such as 'nuclei', or leave words out.")
     if (longest := max(map(len, texts))) > MOST_LETTERS:

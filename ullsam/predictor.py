@@ -92,6 +92,8 @@ class Predictor:
     @torch.inference_mode()
     def knowledge(self, words: str | None = None) -> Tensor | None:
         """Vision-language knowledge of the image and the words, (1, ...), computed at first use; None without a VLSA."""
+        if words is not None and not isinstance(words, str):
+            raise InputError(f"words must be one text, such as 'nuclei'; not {words!r:.80}.")
         if words not in self._knowledge:
             features = self._ready().features
             with self._autocast():

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ullsam.accel.attention import FastAttention, FastBlock
 from ullsam.config import SamConfig
-from ullsam.errors import InputError
 from ullsam.types import ImageFeatures, Prompts, per_instance
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -59,12 +58,7 @@ def build_sam(config: SamConfig) -> SAM:
     """A SAM of the given size with random weights, made of segment_anything's classes.
 
     A room of the package that has settings of its own registers how they are built (`build_sam.register`).
-
-    Raises:
-        InputError: the patch does not fit the image.
     """
-    if config.image_size % config.patch_size:
-        raise InputError(f"A patch of {config.patch_size} px does not fit an image of {config.image_size} px; use 16.")
     return SAM(build_image_encoder(config), build_prompt_encoder(config), build_mask_decoder(config)).eval()
 
 

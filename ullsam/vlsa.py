@@ -83,12 +83,14 @@ class RunningMean(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("steps", torch.zeros(()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """x (..., D) without the mean; with `valid` (...,) padding counts in no mean and stays 0."""
         if self.training:
             self.steps.add_(1).clamp_(max=1 / self.rate)
-            now = x.detach().float().flatten(0, -2).mean(0)  # (..., D) -> (D,)
+            now = (x.flatten(0, -2) if valid is None else x[valid]).detach().float().mean(0)  # (..., D) -> (D,)
             self.mean.lerp_(now, 1 / self.steps)
-        return x - self.mean.to(x.dtype)
+        x = x - self.mean.to(x.dtype)
+        return x if valid is None else x * valid[..., None]
 
 
 class TokenBalance(nn.Module):
@@ -124,7 +126,7 @@ class CentredStates(nn.Module):
         self.means = nn.ModuleDict({name: RunningMean(dim) for name in names})
 
     def forward(self, states: LanguageStates) -> LanguageStates:
-        return states.map(lambda name, x: self.means[name](x))
+        return states.map(lambda name, x: self.means[name](x, states.valid if name.startswith("words") else None))
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,22 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
+from ullsam.checkpoints import load_internlm2, load_official, load_sam, load_tokenizer
+from ullsam.checkpoints.internlm2 import SIZES, from_llama
 from ullsam.cli import parse
 from ullsam.cli.options import check_numbers
+from ullsam.config import DEBUG_SAM, ModelConfig
 from ullsam.data.corpus import Corpus
 from ullsam.data.io import read_image, read_labels, read_lines, write_labels
 from ullsam.errors import InputError
+from ullsam.files import write_safetensors
 from ullsam.model import ULLSAM
 from ullsam.predictor import Predictor
+from ullsam.pretrained import debug_llm
+from ullsam.sam import build_sam
 from ullsam.widgets.instances import Instance, Region, State, label_map
 from ullsam.widgets.pages import Pages
 from ullsam.widgets.project import load_project, save_project
@@ -84,11 +91,11 @@ def damaged_values(values, rng: np.random.Generator):
             if how == 0:
                 del part[key]
             elif how == 1 and isinstance(part, dict):
-                part[str(rng.choice(["odd", "__class__", "name", ""]))] = part[key]
+                part[str(rng.choice(["odd", "__class__", "name", ""]))] = copy.deepcopy(part[key])
             elif how == 2 and isinstance(part[key], (int, float)) and not isinstance(part[key], bool):
                 part[key] = part[key] * int(rng.choice([-1, 2, 1000])) + int(rng.integers(-1, 2))
             else:
-                part[key] = ODD[rng.integers(len(ODD))]
+                part[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
             break
     return values
 
@@ -213,6 +220,51 @@ def fuzz_safetensors(folder, rng):
     model = opened(folder, **{"model.safetensors": damaged_bytes(bytes(content), rng) if how == 2 else bytes(content)})
     assert all(x.isfinite().all() for x in model.state_dict().values())
     use(model)
+
+
+@cache
+def foreign_files() -> tuple[dict[str, bytes], dict]:
+    """An InternLM2 folder's files by name, and the weights of a SAM: what others give us."""
+    lm, tokenizer = debug_llm()
+    settings = {"model_type": "internlm2"} | {name: getattr(lm.config, name) for name in SIZES}
+    settings |= {"rms_norm_eps": 1e-6, "rope_theta": 10000, "bias": False}
+    with TemporaryDirectory() as folder:
+        write_safetensors(folder, dict(from_llama(lm)))
+        tokenizer.save_pretrained(folder)
+        Path(folder, "config.json").write_text(json.dumps(settings))
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}, build_sam(DEBUG_SAM).state_dict()
+
+
+def fuzz_internlm2(folder, rng):
+    files = foreign_files()[0]
+    name = str(rng.choice(["config.json", "config.json", "tokenizer_config.json", "tokenizer.json"]))
+    for file, content in (files | {name: damaged_json(json.loads(files[name]), rng)}).items():
+        (folder / file).write_bytes(content)
+    lm, _ = load_internlm2(folder)
+    assert lm(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all() and load_tokenizer(folder)("a b").input_ids
+
+
+def fuzz_checkpoint(folder, rng):
+    state, path, read = dict(foreign_files()[1]), folder / "sam.pt", [load_sam, load_official][rng.integers(2)]
+    names = sorted(state)
+    for _ in range(rng.integers(0, 3)):
+        name, how = names[rng.integers(len(names))], rng.integers(4)
+        if how == 0:
+            state.pop(name, None)
+        elif how == 1:
+            state[str(rng.choice(["model", "model_state", "image_encoder.blocks.x", "preprocessing", ""]))] = ODD[
+                rng.integers(13)
+            ]
+        elif how == 2:
+            state[name] = torch.ones(rng.integers(0, 9, rng.integers(0, 5)).tolist())
+        else:
+            state[name] = [torch.tensor(float("nan")), torch.ones(3, dtype=torch.int64), "weights", None][rng.integers(4)]
+    torch.save({"model": state} if rng.integers(2) else state, path)
+    if rng.random() < 0.4:
+        path.write_bytes(damaged_bytes(path.read_bytes(), rng))
+    found = read(path)
+    if read is load_sam:
+        use(ULLSAM(ModelConfig(sam=found[1], llm=None), found[0]))
 
 
 def fuzz_corpus(folder, rng):

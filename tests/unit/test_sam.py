@@ -115,5 +115,5 @@ def test_an_image_that_is_not_square_is_padded_as_sam_pads_it(height, width):
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(InputError, match="patch of 16 px does not fit an image of 100 px"):
-        build_sam(SamConfig(image_size=100))
+    with pytest.raises(InputError, match="image_size is 100; give a multiple of 16"):
+        SamConfig(image_size=100)

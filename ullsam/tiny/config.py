@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ullsam.config import PRESETS, LlmConfig, ModelConfig, SamConfig, TrainConfig
 
@@ -53,6 +53,9 @@ class TinyTrainConfig(TrainConfig):
 VIT = dict(image_size=512, embed_dim=256, depth=6, num_heads=8, global_attn_indexes=(2, 5), window_size=8)
 FROM_SCRATCH = dict(use_rel_pos=False, qk_norm=True, summary=True, position_scale=3.0, scales=(1.0, 0.5, 0.25))
 SMOLLM2 = LlmConfig(name="smollm2", lora_rank=8, lora_alpha=16)
-TINY = ModelConfig(name="tiny", sam=TinySamConfig(**VIT, **FROM_SCRATCH, out_chans=256, decoder_mlp_dim=512), llm=SMOLLM2)
-USAM_TINY = replace(TINY, name="usam-tiny", llm=None, vlsa="none")
+TINY_SAM = TinySamConfig(**VIT, **FROM_SCRATCH, out_chans=256, decoder_mlp_dim=512)
+# tokens as long as SmolLM2's words (3.2), states without their mean, words after the image: see the README of this folder
+HEARD = dict(vlsa="paper_film", token_length=3.2, centred_states=True)
+TINY = ModelConfig(name="tiny", sam=TINY_SAM, llm=SMOLLM2, **HEARD)
+USAM_TINY = ModelConfig(name="usam-tiny", sam=TINY_SAM, llm=None, vlsa="none")
 PRESETS["tiny"] = TINY

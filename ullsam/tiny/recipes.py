@@ -45,7 +45,7 @@ SEGMENT = TinyTrainConfig(
 )
 # half of the steps ask by words; what is new beside a trained decoder learns faster than it
 WORDS = dict(word_fraction=0.5, presence_weight=0.2, vlsa_lr_scale=7.0)
-ALL_DOMAINS = ("in_domain", "captions_only")  # masks are learned from the first, words from both
+ALL_DOMAINS = ("in_domain", "captions_only")  # masks are learned from the first, captions from both where they are there
 CAPTION = replace(SEGMENT, stage=1, lr=4e-4, warmup=30)
 TEXTURES = (*STYLES, *3 * ("shapes", "packed_shapes"))  # random textures more often than each kind of microscopy
 
@@ -88,7 +88,8 @@ def run_recipe(name: str, folder: str | Path, data: str | Path | None = None, pr
     if recipe.start:
         load_parts(model, folder / recipe.start)
     root = data_root(data)
-    corpora = [(corpus, "train") for role in recipe.sources for corpus in find_corpora(root, role)]
+    roles = [role for role in recipe.sources if role == "in_domain" or (Path(root) / role).is_dir()]
+    corpora = [(corpus, "train") for role in roles for corpus in find_corpora(root, role)]
     named = real_scenes(root, "train") if recipe.train.word_fraction else ()
     mixture = Mixture(corpora, recipe.styles, recipe.synthetic_fraction, named=named)
     fit(model, recipe.train, mixture, folder / name, progress)

@@ -77,5 +77,5 @@ def test_without_finer_maps_the_decoder_is_sams_own():
 
 
 def test_a_stem_needs_its_patch_size():
-    with pytest.raises(InputError, match="patches of 16 px that fit the image"):
-        build_sam(replace(STEM, image_size=100))
+    with pytest.raises(InputError, match="patches of 16 px, not 8"):
+        build_sam(replace(STEM, patch_size=8))
