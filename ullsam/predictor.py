@@ -130,7 +130,8 @@ class Predictor:
         given = self.check_prompts(points, labels, box, mask)
         if words is not None and (mask is not None or not use_vlk):
             raise InputError("words need knowledge, which a mask prompt or use_vlk=False leaves out; give only one of them.")
-        return self._decode_all(given, self.knowledge(words) if use_vlk else None, multimask, words)
+        asked = () if words is None else (words,)
+        return self._decode_all(given, self.knowledge(*asked) if use_vlk else None, multimask, words)
 
     @torch.inference_mode()
     def segment(self, words: str) -> Prediction:

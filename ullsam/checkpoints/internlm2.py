@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 from ullsam.files import assign, cast, check_names, local_folder, read_json, read_safetensors
 from ullsam.pretrained import OPENERS, empty_lm
 
@@ -30,6 +30,7 @@ NAMES = {  # Llama -> InternLM2
     "post_attention_layernorm": "ffn_norm",
 }
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+LARGEST = dict.fromkeys(SIZES, 2**20) | {"num_hidden_layers": 1000}  # what a damaged file may ask for
 
 
 def internlm2_name(name: str) -> str:
@@ -102,26 +103,37 @@ def llama_config(values: dict, source):
     """
     from transformers import LlamaConfig
 
-    values = values.get("llm_config", values)
-    kind = values.get("model_type") or ", ".join(values.get("architectures") or ["unknown"])
-    if kind != "internlm2" or values.get("bias"):
+    inner = values.get("llm_config", values)
+    values = inner if isinstance(inner, dict) else {}
+    kind, biased = values.get("model_type") or values.get("architectures") or "unknown", bool(values.get("bias"))
+    if kind != "internlm2" or biased:
         raise InputError(
-            f"{source} describes a language model of type {kind}{' with biases' * bool(values.get('bias'))}, "
+            f"{source} describes a language model of type {kind}{' with biases' * biased}, "
             "not InternLM2; InternVL2.5-2B and internlm2_5-1_8b have it."
         )
-    absent = [name for name in SIZES if not isinstance(values.get(name), int)]
+    absent = [name for name in SIZES if type(values.get(name)) is not int or not 1 <= values[name] <= LARGEST[name]]
     if absent:
-        raise InputError(f"{source} does not say {', '.join(absent)}; get its config.json again.")
-    return LlamaConfig(
-        **{name: values[name] for name in SIZES},
-        rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-        rope_theta=float(values.get("rope_theta", 10000)),
-        tie_word_embeddings=False,
-        max_position_embeddings=values.get("max_position_embeddings", 32768),
-        bos_token_id=values.get("bos_token_id", 1),
-        eos_token_id=values.get("eos_token_id", 2),
-        pad_token_id=values.get("pad_token_id", 2),
-    )
+        raise InputError(f"{source} does not say {', '.join(absent)}, or no possible size; get its config.json again.")
+    try:
+        return LlamaConfig(
+            **{name: values[name] for name in SIZES},
+            rms_norm_eps=positive(values.get("rms_norm_eps", 1e-6)),
+            rope_theta=positive(values.get("rope_theta", 10000)),
+            tie_word_embeddings=False,
+            max_position_embeddings=values.get("max_position_embeddings", 32768),
+            bos_token_id=values.get("bos_token_id", 1),
+            eos_token_id=values.get("eos_token_id", 2),
+            pad_token_id=values.get("pad_token_id", 2),
+        )
+    except Exception as error:  # transformers' own checks raise several kinds
+        raise InputError(f"{source} has settings that no InternLM2 has ({reason(error)}); get it again.") from error
+
+
+def positive(value) -> float:
+    """The number, or a ValueError where it is none above 0."""
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{value} is not above 0")
+    return float(value)
 
 
 def is_internlm2(values: dict) -> bool:
@@ -181,9 +193,12 @@ def load_tokenizer(folder: str | Path):
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         try:
-            return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+            if not tokenizer("a cell").input_ids:
+                raise ValueError("it has no token for a text")
+            return tokenizer
         except Exception as error:  # the tokenizers library raises plain exceptions
-            raise InputError(f"{folder / 'tokenizer.json'} is damaged ({error}); get it again.") from error
+            raise InputError(f"{folder / 'tokenizer.json'} is damaged ({reason(error)}); get it again.") from error
     if not (folder / "tokenizer.model").is_file():
         raise InputError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); download it into that folder.")
     special = _special_tokens(folder)
@@ -201,13 +216,13 @@ def load_tokenizer(folder: str | Path):
 
 def _special_tokens(folder: Path) -> dict[int, str]:
     """Id -> text of the tokens that stand outside the text, as the tokenizer's settings list them."""
-    special = {0: "<unk>", 1: "<s>", 2: "</s>"}
-    if (folder / "tokenizer_config.json").is_file():
-        listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-        special |= {int(i): token["content"] for i, token in listed.items()}
-    if (folder / "added_tokens.json").is_file():
-        special |= {i: text for text, i in read_json(folder / "added_tokens.json").items()}
-    return special
+    special, names = {0: "<unk>", 1: "<s>", 2: "</s>"}, ("tokenizer_config.json", "added_tokens.json")
+    settings, added = (read_json(folder / name) if (folder / name).is_file() else {} for name in names)
+    try:
+        special |= {int(i): str(token["content"]) for i, token in settings.get("added_tokens_decoder", {}).items()}
+        return special | {int(i): text for text, i in added.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{' or '.join(names)} in {folder} is damaged ({reason(error)}); get it again.") from error
 
 
 def _pieces(path: Path) -> list[tuple[str, float]]:

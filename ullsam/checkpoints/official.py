@@ -52,8 +52,8 @@ def load_official(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder; a model that was saved there is loaded with ullsam.load({str(path)!r}).")
     content = read_torch(path)
-    state = content.get("model", content)
-    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    state = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     absent = [part for part in ("vision_model.", LANGUAGE, "mlp1.") if not any(k.startswith(part) for k in state)]
     if absent:
         raise InputError(

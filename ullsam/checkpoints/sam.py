@@ -104,6 +104,7 @@ def read_sam(source: str | Path) -> dict[str, Tensor]:
         state = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     for name in ("model_state", "model"):  # uSAM's files may hold a decoder beside it, training scripts' an optimiser
         state = state[name] if isinstance(state.get(name), dict) else state
+    state = {str(k): v for k, v in state.items()}
     if any(k.startswith("vision_encoder.") for k in state):
         state = from_transformers(state)
     state = {k.removeprefix("sam."): v for k, v in state.items() if isinstance(v, Tensor) and k not in CONSTANTS}

@@ -86,8 +86,10 @@ class BaselinePredictor(Predictor):
         """Masks bool (I, K, H, W), scores (I, K) and logits (I, K, h, w) for prompts in pixels of the model's input."""
         raise NotImplementedError
 
-    def knowledge(self) -> None:
-        """None: only uLLSAM has knowledge."""
+    def knowledge(self, words: str | None = None) -> None:
+        """None: only uLLSAM has knowledge, and none of the others follows words."""
+        if words is not None:
+            raise InputError("This model follows no words; leave them out, or load 'tiny'.")
 
     def check_prompts(self, points, labels, box, mask) -> dict[str, np.ndarray]:
         """See `Predictor.check_prompts`."""

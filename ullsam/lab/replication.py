@@ -193,7 +193,7 @@ class Reproduction:
         common = replace(SEGMENT, steps=steps, warmup=warmup, batch_size=b.batch_size, seed=seed, view=view)
         if stage == 3:
             return replace(common, prompts=(arm.prompts,))
-        return replace(common, stage=stage, prompts=(), lr=1e-3 if stage == 1 else 5e-4)
+        return replace(common, stage=stage, lr=1e-3 if stage == 1 else 5e-4)
 
     @torch.inference_mode()
     def measure(self, model: ULLSAM, rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:

@@ -253,3 +253,21 @@ def test_tokenizers_that_are_missing_or_damaged_are_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"damaged")
     with pytest.raises(InputError, match="not a sentencepiece model|needs the package sentencepiece"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10**6}, "does not say num_hidden_layers"),
+        ({"hidden_size": -48}, "does not say hidden_size"),
+        ({"vocab_size": True}, "does not say vocab_size"),
+        ({"num_attention_heads": 7}, "settings that no InternLM2 has"),
+        ({"rope_theta": None}, "settings that no InternLM2 has"),
+        ({"rms_norm_eps": float("nan")}, "settings that no InternLM2 has"),
+        ({"llm_config": 3}, "of type unknown, not InternLM2"),
+    ],
+)
+def test_settings_that_no_model_has_are_one_sentence(change, words):
+    with pytest.raises(InputError, match=words) as error:
+        llama_config(SETTINGS | change, "config.json")
+    assert "\n" not in str(error.value)

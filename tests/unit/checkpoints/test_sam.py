@@ -165,7 +165,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named(tmp_path, sam):
         "sam.pth is missing image_encoder.blocks.0.attn.rel_pos_h": {k: v for k, v in state.items() if "rel_pos_h" not in k},
         "sam.pth has unexpected adapter.weight": state | {"adapter.weight": torch.ones(1)},
         "weights of shapes that no SAM has .*; get it again": state | {"image_encoder.pos_embed": torch.ones(3)},
-        r"shapes that no SAM has \(a size of 0\)": state | {"image_encoder.patch_embed.proj.weight": torch.ones(0)},
+        r"shapes that no SAM has \(image_size is 0": state | {"image_encoder.patch_embed.proj.weight": torch.ones(0)},
         "shapes that do not fit: mask_decoder.iou_token.weight": state | {"mask_decoder.iou_token.weight": torch.ones(1, 9)},
     }
     for sentence, changed in cases.items():

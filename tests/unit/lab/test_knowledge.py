@@ -230,7 +230,7 @@ def test_power_where_a_language_model_reads_words_before_and_after_the_image():
     assert table["image tokens", 2]["words"] > 1e-6  # words stand before the image
     assert table["image tokens", "VLSA"]["words"] == pytest.approx(0, abs=1e-9)  # this variant reads them after it
     assert all(table["last word", n]["position"] == pytest.approx(0, abs=1e-9) for n in (1, 2, "VLSA"))
-    assert table["last word", "VLSA"] == pytest.approx(table["last word", 2] | {"layer": "VLSA"})  # not centred
+    assert table["last word", "VLSA"] == pytest.approx(table["last word", 2] | {"layer": "VLSA"}, rel=1e-3)  # not centred
 
 
 def test_centring_takes_the_constant_and_balance_lets_images_and_positions_be_told_apart():

@@ -647,7 +647,7 @@ def test_the_command_on_synthetic_questions_at_random(tmp_path):
     [
         (["--method", "guess"], "guess is no method"),
         (["--image", "blurred"], "blurred is no method"),
-        (["--limit", "0"], "1 or more"),
+        (["--limit", "0"], "give a number from 1"),
         (["--data", "nowhere"], "no folder nowhere"),
         (["--out", "."], "is a folder"),
         (["--model", "huge"], "or tiny or usam-tiny"),
