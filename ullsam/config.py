@@ -111,6 +111,7 @@ class ModelConfig(Checked):
     vlsa_options: dict = field(default_factory=dict)  # keyword arguments of the variant
     shuffle_ratio: float = 0.5  # pixel shuffle: each side of the grid shrinks by this factor
     token_length: float = 0.0  # balances image tokens and scales them to a word's length, see vlsa.TokenBalance; 0: neither
+    trained_with_words: bool = False  # in stage 3, so that masks follow what words say; `fit` sets it
     centred_states: bool = False  # hidden states without their running mean, see vlsa.CentredStates; not so in the paper
 
     def to_dict(self) -> dict:

@@ -132,6 +132,8 @@ def fit(
     batches = stage.batches(mixture, config, sam.image_size, sam.patch_size, count, stage.targets)
     with less_memory(model.layers(), config.recompute):
         run.train(batches, progress, on_log)
+    if config.word_fraction and model.vlsa is not None:
+        model.config = replace(model.config, trained_with_words=True)
     state = run.whole(model.own_state())
     if accelerator.is_main_process:
         model.save_pretrained(folder, state=state)

@@ -13,7 +13,7 @@ class _Discs:
     """A predictor whose masks are discs: of `radius` (1 more with knowledge, 2 more per candidate) without negatives' 3."""
 
     def __init__(self, name="discs", radius=6, vlsa=True):
-        config = SimpleNamespace(name=name)
+        config = SimpleNamespace(name=name, trained_with_words=True)
         self.model, self.radius = SimpleNamespace(config=config, vlsa=vlsa or None, encoded=[]), radius
 
     def set_image(self, image):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ullsam.config import SamConfig
-from ullsam.errors import InputError
+from ullsam.errors import InputError, reason
 from ullsam.files import assign, cast, local_folder, read_safetensors, read_torch
 from ullsam.sam import SAM, build_sam
 
@@ -131,14 +131,12 @@ def sam_config(state: dict[str, Tensor], source, **settings) -> SamConfig:
         InputError: a weight whose shape is needed is missing, or has a shape that no SAM has.
     """
     try:
-        config = _sizes(state, **settings)
-        if min(config.image_size, config.patch_size, config.embed_dim, config.num_heads) < 1:
-            raise ValueError("a size of 0")
-        return config
+        return _sizes(state, **settings)
     except KeyError as error:
         raise InputError(f"{source} is missing {error.args[0]}; it was made for another model or variant.") from error
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{source} has weights of shapes that no SAM has ({error}); get it again.") from error
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        why = reason(error).rstrip(".")
+        raise InputError(f"{source} has weights of shapes that no SAM has ({why}); get it again.") from error
 
 
 def _sizes(state: dict[str, Tensor], **settings) -> SamConfig:

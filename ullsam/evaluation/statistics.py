@@ -68,10 +68,11 @@ def mean_of_known(values: Iterable) -> float | None:
 def format_table(rows: Sequence[dict]) -> str:
     """Lay rows with the same keys out as plain text in columns.
 
-    Floats get three decimals, None becomes "-", and texts stand on the left of their column.
+    Floats get three decimals, None becomes "-", and texts stand on the left of their column; lists, such as those of single
+    images, are left out.
     """
     columns = []
-    for key in rows[0] if rows else ():
+    for key in [key for key, value in rows[0].items() if not isinstance(value, list | dict)] if rows else ():
         values = [row[key] for row in rows]
         cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
         width = max(map(len, [key, *cells]))

@@ -110,7 +110,7 @@ function wordBox(link, stage) {
     asked = wish.values.words;
     link.send(wish.kind, wish.values);
   };
-  const input = h("input", { type: "text", "aria-label": QUESTION, "aria-describedby": `${id}-hint`, autocomplete: "off",
+  const input = h("input", { type: "text", "aria-label": QUESTION, "aria-describedby": `${id}-why`, autocomplete: "off",
     onchange: () => ask(false), onkeydown: (event) => { if (event.key === "Enter" && !event.isComposing) ask(true); } });
   input.setAttribute("list", id); // its property is a node
   const all = button("Segment all", "Segment all that the words name, without a click", () => {
@@ -118,12 +118,12 @@ function wordBox(link, stage) {
     link.send("segment_words", { words: input.value });
   }, { onmousedown: (event) => event.preventDefault() }); // the box is not left, which would ask twice
   const list = h("datalist", { id }, ...link.get("suggestions").map((phrase) => new Option(phrase, phrase)));
-  const hint = h("p", { id: `${id}-hint`, className: "ullsam-hint", "aria-live": "polite" });
-  const node = h("div", { className: "ullsam-ask" }, h("label", {}, h("span", {}, QUESTION), input), list, all, hint);
+  const why = h("p", { id: `${id}-why`, className: "ullsam-hint" });
+  const node = h("div", { className: "ullsam-ask" }, h("label", {}, h("span", {}, QUESTION), input), list, all, why);
   const refresh = () => {
-    const { words, hint: said, vlk } = link.shown;
-    input.disabled = all.disabled = !vlk;
-    if (hint.textContent !== said) hint.textContent = said;
+    const { words, no_words } = link.shown;
+    input.disabled = all.disabled = Boolean(no_words);
+    why.textContent = no_words;
     if (link.waiting.size) return;
     if (document.activeElement !== input || input.value === asked) input.value = words;
     asked = words;
@@ -236,17 +236,19 @@ function help() {
   return section("Gestures and keys", false, h("dl", { className: "ullsam-help" }, ...rows));
 }
 
-// What stands below the picture: page, status, place, description; and the words for those who hear the page.
+// What stands below the picture, so that no sentence moves it: page, status, place, hint at unknown words, description; and
+// the words for those who hear the page.
 function readout(link, stage, root) {
   const page = slider("Page", { min: 0, max: 0, step: 1, words: (z) => `${z + 1} of ${link.shown.pages}` },
     (z) => link.sendNewest("set_page", { z }));
   const part = (tag, name, props = {}, ...children) => h(tag, { className: `ullsam-${name}`, ...props }, ...children);
   const status = part("div", "status", { role: "status" }), progress = part("div", "progress");
   const place = part("span", "place");
+  const hint = part("p", "hint", { "aria-live": "polite" });
   const spoken = part("span", "spoken", { "aria-live": "polite" });
   const words = part("blockquote", "words", { hidden: true, "aria-live": "polite", "aria-label": "Description" });
   const node = part("div", "left", {}, part("div", "stage", {}, stage.canvas, progress), page.node,
-    part("div", "line", {}, status, place), words, spoken);
+    part("div", "line", {}, status, place), hint, words, spoken);
   const pointed = () => {
     const at = stage.cursor ?? stage.hover, [width, height] = stage.size;
     place.textContent = at ? `x ${at[0]}, y ${at[1]}` : `${width} \u00d7 ${height} px`;
@@ -259,6 +261,7 @@ function readout(link, stage, root) {
     status.classList.toggle("ullsam-failed", line.failed);
     progress.classList.toggle("ullsam-working", line.working);
     root.setAttribute("aria-busy", line.working);
+    if (hint.textContent !== link.shown.hint) hint.textContent = link.shown.hint;
     words.textContent = link.get("description");
     if (words.hidden && words.textContent && link.isAsked("describe"))
       requestAnimationFrame(() => words.scrollIntoView({ block: "nearest" }));

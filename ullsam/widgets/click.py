@@ -168,7 +168,7 @@ class ClickToSegment(anywidget.AnyWidget):
         session, state = self.session, self.session.state
         names = ("editing", "page", "channel", "model", "negatives", "candidate", "words", "alone")
         view = {name: getattr(state, name) for name in names}
-        names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo", "hint", "absence")
+        names = ("selected", "models", "vlk", "has_vlk", "encoded", "can_undo", "can_redo", "hint", "no_words")
         view |= {name: getattr(session, name) for name in names} | asdict(session.contrast)
         return view | {
             "points": [list(p) for p in state.prompts],
@@ -190,10 +190,10 @@ class ClickToSegment(anywidget.AnyWidget):
         if mask is None:
             click = f"Click on an object, or segment all that {words} names." if self.words else "Click on an object."
             return saved if state.instances else click
-        prompts = [counted(len(state.prompts), "point")] if state.prompts or not (state.box or self.words) else []
+        prompts = [counted(len(state.prompts), "point")] if state.prompts or not state.box else []
         prompts += ["a box"] * bool(state.box) + [f"the words {words}"] * bool(self.words)
-        found = f"{' and '.join(prompts)}, mask of {counted(mask.sum(), 'pixel')}; {saved}"
-        return f"{self.session.absence} {found}".strip()
+        asked = f"All that {words} names" if state.alone and self.words else " and ".join(prompts)
+        return f"{self.session.absence} {asked}, mask of {counted(mask.sum(), 'pixel')}; {saved}".strip()
 
 
 def _method(name: str) -> Callable:

@@ -298,6 +298,7 @@ class ClickSession:
     has_vlk = property(lambda self: self.network.vlsa is not None, doc="The model has knowledge to switch.")
     vlk = property(lambda self: self.state.vlk and self.has_vlk, doc="With vision-language knowledge.")
     words = property(lambda self: self.segmenter.words(self.state), doc="Words that the mask follows; '' for none.")
+    hint = property(lambda self: unknown(self.words), doc="One sentence on words that training never saw, or ''.")
     encoded = property(lambda self: self.state.encoding in self.segmenter.predictors, doc="The next click need not wait.")
     description = property(lambda self: self._descriptions.get(self.state.encoding, ""), doc="The language model's words.")
     can_undo = property(lambda self: bool(self._past), doc="There is a change to take back.")
@@ -307,12 +308,15 @@ class ClickSession:
     @property
     def no_words(self) -> str:
         """One sentence why words cannot be used now, or ''."""
+        if self.has_vlk and not self.network.config.trained_with_words:
+            return f"{self.state.model} was not trained with words, so that its masks do not follow them."
         if self.vlk:
             return ""
         if self.has_vlk:
             return "Words need vision-language knowledge (VLK); switch it on."
-        able = [name for name, predictor in self.segmenter.models.items() if predictor.model.vlsa is not None]
-        remedy = f"choose {able[0]}" if able else "load 'tiny', which can"
+        models = {name: predictor.model for name, predictor in self.segmenter.models.items()}
+        able = [name for name, x in models.items() if x.vlsa is not None and x.config.trained_with_words]
+        remedy = f"choose {able[0]}" if able else "load a model that was trained with words"
         return f"{self.state.model} works without a language model and cannot follow words; {remedy}."
 
     @property
@@ -320,11 +324,6 @@ class ClickSession:
         """One sentence that what the words name is not here, as far as the model can tell, or ''."""
         presence = self.state.presence
         return f"I see no {bare(self.words)} here." if presence is not None and presence < PRESENT else ""
-
-    @property
-    def hint(self) -> str:
-        """One sentence about the words that are set, or ''."""
-        return self.no_words or unknown(self.words)
 
     selected = property(
         lambda self: next((i.number for i in self.state.instances if i.number == self._selected), None),

@@ -105,9 +105,12 @@ def test_a_plain_sam_has_no_knowledge_to_switch_and_no_words(image):
     widget = ClickToSegment(Predictor(ULLSAM.from_config(preset("debug", llm=None, vlsa="none"))), image)
     widget.click(30, 20)
     assert widget.vlk is False and widget.shown["has_vlk"] is False and widget.mask.shape == (40, 56)
-    assert widget.shown["hint"] == "debug works without a language model and cannot follow words; load 'tiny', which can."
+    assert (
+        widget.shown["no_words"]
+        == "debug works without a language model and cannot follow words; load a model that was trained with words."
+    )
     for gesture in (widget.toggle_vlk, widget.describe, lambda: widget.set_words("nuclei")):
-        with pytest.raises(InputError, match="tiny"):
+        with pytest.raises(InputError, match="trained with words"):
             gesture()
         assert widget.failed and "tiny" in widget.status
 
@@ -163,7 +166,7 @@ def test_words_reach_the_browser_and_the_status(demo):
     assert demo.words == demo.shown["words"] == "nuclei"
     assert demo.status == "Click on an object, or segment all that \u201cnuclei\u201d names."
     browser(demo, "segment_words", words="nuclei")
-    assert demo.status == f"the words \u201cnuclei\u201d, mask of {demo.mask.sum()} pixels; 0 instances saved."
+    assert demo.status == f"All that \u201cnuclei\u201d names, mask of {demo.mask.sum()} pixels; 0 instances saved."
     assert demo.shown["alone"] and demo.shown["area"] == demo.mask.sum() == opened(demo.mask_bits, "u1").sum()
     demo.click(30, 20)
     demo.set_box(20, 10, 40, 30)

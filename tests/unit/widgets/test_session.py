@@ -262,7 +262,7 @@ def test_words_of_a_network_grow(image):
 
 
 def test_two_words_give_two_masks_of_the_same_click(image):
-    model = ULLSAM.from_preset("debug")
+    model = ULLSAM.from_preset("debug", trained_with_words=True)
     with torch.no_grad():  # its random knowledge, scaled up until it counts
         for parameter in model.vlsa.parameters():
             parameter.mul_(4).add_(0.1)
@@ -392,15 +392,15 @@ def test_words_that_cannot_be_used_are_one_sentence(session):
     session.set_words("nuclei")
     assert session.hint == "" == session.no_words
     session.toggle_vlk()
-    assert session.words == "" and "switch it on" in session.hint
+    assert session.words == "" and "switch it on" in session.no_words
     fails(session, "need vision-language knowledge", session.set_words, "cell")
     session.set_model("large")
-    assert session.hint == "large works without a language model and cannot follow words; choose discs."
+    assert session.no_words == "large works without a language model and cannot follow words; choose discs."
     fails(session, "choose discs", session.segment_words, "cell")
     session.set_words("")
     session.set_model("discs")
     session.toggle_vlk()
-    assert session.words == "" and session.hint == ""
+    assert session.words == "" == session.no_words
 
 
 # ---------------------------------------------------------------- instances
