@@ -46,7 +46,7 @@ TRAIN = TinyTrainConfig(
     stage=3, steps=100, batch_size=4, lr=3e-4, transformer_lr_scale=0.5, warmup=10, view=256, coarse_weight=0.5,
     vlsa_lr_scale=10.0,
 )  # fmt: skip
-CONTEST = ContestConfig(**vars(replace(TRAIN, batch_size=2, prompts=((1, 0), (1, 3)))))
+CONTEST = ContestConfig(**vars(replace(TRAIN, steps=80, batch_size=2, prompts=((1, 0), (1, 3)))))
 FAST = replace(CONTEST, steps=4, batch_size=2, warmup=1, view=0)
 POINTS = ((1, 0), (1, 3))  # prompts of the test: one click, and the paper's
 MOST_OBJECTS = 8  # of a test image are prompted, evenly spaced over their ids
@@ -74,7 +74,7 @@ def compare_vlsa(
     Args:
         names: registered variants, with options where they differ in these, see `Variant`. "none", SAM without knowledge,
             trained like the others, is always added.
-        steps: optimiser steps of each run; None for 100.
+        steps: optimiser steps of each run; None for 80.
         seeds: one run of each variant per seed.
         mixture: training images; None for synthetic ones.
         held_out: images to score on. None takes the split "val" of the mixture's corpora, or, where it has none,

@@ -95,12 +95,10 @@ def measure_knowledge(
         raise InputError("Knowledge is compared between images; give at least two images with objects.")
     partners = [_partner(traces, i, len(corpora)) for i in range(len(traces))]
     average = torch.stack([_average(x.knowledge) for x in traces]).mean(0)
-    zeros = all(x.isfinite().all() for x in _prompts_with(model, traces[0], torch.zeros_like(traces[0].knowledge))[2:])
     names, rows = [folder_name(corpus) for corpus in corpora], []
     for i, x in enumerate(tqdm(traces, desc="masks", unit="image", disable=not progress)):
         (prompts, ids), (again, _) = (_prompts(x, seed + k, most_objects, model.device) for k in (0, 1))
         arms = _arms(x, traces[partners[i]], average, prompts, again, np.random.default_rng([seed, i]))
-        arms = arms if zeros else {name: arm for name, arm in arms.items() if name != "zero"}
         scores = _score_arms(model, x, arms, ids)
         rows.append({"file": x.file, "data": names[x.corpus], "n_objects": len(ids), **scores})
     inside, states = np.stack([x.inside for x in traces]).all(0), {}
@@ -137,13 +135,6 @@ def _check(model: ULLSAM) -> None:
 def _average(knowledge: Tensor) -> Tensor:
     """The mean (1, C, 1, 1) over the positions of a grid; other knowledge as it is."""
     return knowledge.mean((2, 3), keepdim=True) if knowledge.ndim == 4 else knowledge
-
-
-def _prompts_with(model: ULLSAM, x: ForwardTrace, knowledge: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sparse and dense prompts of a click in the middle, without knowledge and then with it."""
-    middle = torch.full((1, 1, 1, 2), model.config.sam.image_size / 2, device=model.device)
-    sparse, dense = model.sam.embed(Prompts(middle, torch.ones(1, 1, 1, device=model.device)), x.features)
-    return sparse, dense, *model.vlsa.inject(knowledge, sparse, dense)
 
 
 def _partner(traces: Sequence[ForwardTrace], index: int, corpora: int) -> int:
@@ -234,8 +225,11 @@ def sizes(model: ULLSAM, traces: Sequence[ForwardTrace], seed: int) -> dict[str,
     """
     own, side = model.sam.prompt_encoder.no_mask_embed.weight, model.config.sam.patch_size  # (1, C)
     rows = []
+    middle = torch.full((1, 1, 1, 2), model.config.sam.image_size / 2, device=model.device)
+    click = Prompts(middle, torch.ones(1, 1, 1, device=model.device))
     for x in traces:
-        sparse, grid, new, dense = _prompts_with(model, x, x.knowledge)  # (1, P, C), (1, C, h, w), (1, any, C), ...
+        sparse, grid = model.sam.embed(click, x.features)  # (1, P, C), (1, C, h, w)
+        new, dense = model.vlsa.inject(x.knowledge, sparse, grid)
         h, w, left, top = (round(v * x.square.scale) for v in (x.square.height, x.square.width, *x.square.offset))
         image = slice(top // side, -(-(top + h) // side)), slice(left // side, -(-(left + w) // side))  # no padding
         features, dense, grid = (v[0, :, *image].flatten(1) for v in (x.features.embedding, dense, grid))  # (C, positions)
