@@ -52,6 +52,8 @@ def _fits(value, kind, low: float, high: float) -> bool:
     if kind in (int, float):
         numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return numeric and low <= value <= high  # false for NaN
+    if kind is str:
+        return isinstance(value, str) and value == value.encode(errors="ignore").decode()  # no half characters
     return isinstance(value, kind) if isinstance(kind, (type, UnionType)) else True
 
 

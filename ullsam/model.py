@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ullsam.config import ModelConfig, preset
 from ullsam.data.io import Square, to_rgb8, to_square
+from ullsam.data.text import read_text
 from ullsam.errors import InputError
 from ullsam.files import assign, cast, local_folder, read_safetensors, write_json, write_safetensors
 from ullsam.llm import ImageMemory, LanguageModel, load_llm, open_saved
@@ -202,7 +203,10 @@ class ULLSAM(nn.Module, PyTorchModelHubMixin):
         config = read_config(folder)
         model = cls.frame(config, _open_language(folder, config, dtype))
         borrowed = tuple(k for k in model.state_dict() if model._is_borrowed(k))
-        model.fill(read_safetensors(folder), folder, dtype, device, borrowed)
+        state = read_safetensors(folder)
+        if broken := [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]:
+            raise InputError(f"{folder} has weights that are not finite ({broken[0]}); train or download the model again.")
+        model.fill(state, folder, dtype, device, borrowed)
         if model.llm is not None and is_built_in(config.llm.name):
             model.llm.merge_lora()
         return model
@@ -276,7 +280,10 @@ def read_config(folder: Path) -> ModelConfig:
         raise InputError(
             f"There is no model in {folder} (no config.json); pass a folder made by save_pretrained, or tiny or usam-tiny."
         )
+    text = read_text(path)
     try:
-        return ModelConfig.from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        return ModelConfig.from_dict(json.loads(text))
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a model's config.json ({error}); save the model again.") from error

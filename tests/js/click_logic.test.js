@@ -3,8 +3,8 @@ import { deflateSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
 
 import {
-  anchors, backing, boxOf, fitted, hitPoint, keyAction, localPoint, onImage, opened, outlines, pinched, pixelAt, settled,
-  shownAt, statusLine, unpack, zoomed,
+  anchors, asksFor, backing, boxOf, fitted, hitPoint, keyAction, localPoint, onImage, opened, outlines, pinched, pixelAt,
+  settled, shownAt, statusLine, unpack, zoomed,
 } from "../../ullsam/widgets/click_logic.js";
 
 const SIZE = [200, 100], ROOM = [800, 600];
@@ -104,8 +104,8 @@ describe("keys", () => {
 
   it("choose inside and outside, the next instance and the whole picture", () => {
     expect([key("+"), key("="), key("-")]).toEqual([{ inside: true }, { inside: true }, { inside: false }]);
-    expect([key("n"), key("e"), key("Delete"), key("0"), key("Escape")].map((a) => a.act))
-      .toEqual(["next", "edit", "delete", "fit", "escape"]);
+    expect([key("n"), key("e"), key("Delete"), key("0"), key("Escape"), key("w")].map((a) => a.act))
+      .toEqual(["next", "edit", "delete", "fit", "escape", "words"]);
   });
 
   it("steer the cursor on the picture only", () => {
@@ -120,6 +120,26 @@ describe("keys", () => {
     expect(key("Z", { metaKey: true, shiftKey: true })).toEqual({ send: "redo" });
     for (const name of ["s", "r", "d", "+", "-", "0"]) expect(key(name, { ctrlKey: true })).toBeNull();
     expect([key("d", { altKey: true }), key("x"), key("Tab"), key(" ")]).toEqual([null, null, null, null]);
+  });
+});
+
+describe("the box of words", () => {
+  const asks = (typed, state) => asksFor(typed, { asked: "cell", enter: false, prompted: false, ...state });
+  const sets = (words) => ({ kind: "set_words", values: { words } });
+
+  it("asks once for what is new, and nothing where only spaces are", () => {
+    expect(asks(" red \t blood  cells ")).toEqual(sets("red blood cells"));
+    expect([asks("cell"), asks("  cell ")]).toEqual([null, null]);
+    expect(asks("  ")).toEqual(sets(""));
+  });
+
+  it("segments all that is named at Enter, unless a point or a box says which", () => {
+    expect(asks("nuclei", { enter: true })).toEqual({ kind: "segment_words", values: { words: "nuclei" } });
+    expect(asks(" cell", { enter: true })).toEqual({ kind: "segment_words", values: { words: "cell" } });
+    expect(asks("nuclei", { enter: true, prompted: true })).toEqual(sets("nuclei"));
+    expect(asks("cell", { enter: true, prompted: true })).toBeNull();
+    expect(asks("", { enter: true })).toEqual(sets(""));
+    expect(asks("", { enter: true, asked: "" })).toBeNull();
   });
 });
 

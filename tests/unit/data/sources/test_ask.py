@@ -171,7 +171,7 @@ def test_command_line(server, folder, capsys, monkeypatch):
     assert "is no web address" in capsys.readouterr().err
     for option, value in (("--workers", "0"), ("--timeout", "0")):
         assert main(["caption", str(folder), "--base-url", address, option, value]) == 2
-        assert f"{option} is 0; give" in capsys.readouterr().err
+        assert f"{option} is 0" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- several processes
