@@ -56,9 +56,14 @@ def scene():
 
 @pytest.fixture(scope="module")
 def asked(scene):
-    """A click that may mean the nucleus or the cell around it, and the true mask of each."""
-    point = tuple(int(v) for v in draw_ambiguous(scene, np.random.default_rng(0), "nucleus").point)
-    return point, {key: scene.structures[key] == scene.structures[key][point[1], point[0]] for key in ("nucleus", "cell")}
+    """The first click that may mean a nucleus or the whole cell around it, and the true mask of each."""
+    rng = np.random.default_rng(0)
+    while True:
+        x, y = (int(v) for v in draw_ambiguous(scene, rng, "nucleus").point)
+        truths = {key: scene.structures[key] == scene.structures[key][y, x] for key in ("nucleus", "cell")}
+        cell = truths["cell"]
+        if not (cell[[0, -1]].any() or cell[:, [0, -1]].any()):
+            return (x, y), truths
 
 
 @pytest.fixture(scope="module")

@@ -308,16 +308,12 @@ class ClickSession:
     @property
     def no_words(self) -> str:
         """One sentence why words cannot be used now, or ''."""
-        if self.has_vlk and not self.network.config.trained_with_words:
-            return f"{self.state.model} was not trained with words, so that its masks do not follow them."
-        if self.vlk:
-            return ""
-        if self.has_vlk:
-            return "Words need vision-language knowledge (VLK); switch it on."
-        models = {name: predictor.model for name, predictor in self.segmenter.models.items()}
-        able = [name for name, x in models.items() if x.vlsa is not None and x.config.trained_with_words]
+        if self.segmenter.follows_words(self.state.model):
+            return "" if self.vlk else "Words need vision-language knowledge (VLK); switch it on."
+        able = [name for name in self.models if self.segmenter.follows_words(name)]
         remedy = f"choose {able[0]}" if able else "load a model that was trained with words"
-        return f"{self.state.model} works without a language model and cannot follow words; {remedy}."
+        problem = "was not trained with words" if self.has_vlk else "works without a language model"
+        return f"{self.state.model} {problem} and cannot follow words; {remedy}."
 
     @property
     def absence(self) -> str:
@@ -390,7 +386,12 @@ class Segmenter:
 
     def words(self, state: State) -> str:
         """The words that the mask of a state follows; '' for none."""
-        return state.words if state.vlk and self.models[state.model].model.vlsa is not None else ""
+        return state.words if state.vlk and self.follows_words(state.model) else ""
+
+    def follows_words(self, name: str) -> bool:
+        """Masks of this model depend on words."""
+        network = self.models[name].model
+        return network.vlsa is not None and network.config.trained_with_words
 
     def segmented(self, state: State) -> State:
         """The state with the mask of its prompts or words, and with automatic points if they are wished for."""

@@ -403,6 +403,21 @@ def test_words_that_cannot_be_used_are_one_sentence(session):
     assert session.words == "" == session.no_words
 
 
+def test_a_model_that_no_words_were_trained_with_gets_none(image, Discs):
+    models = {"discs": Discs(), "plain": Discs()}
+    models["plain"].model.config.trained_with_words = False
+    session = ClickSession(models, image)
+    session.click(30, 20)
+    plain = session.mask
+    session.set_words("cells")
+    session.set_model("plain")
+    np.testing.assert_array_equal(session.mask, plain)
+    assert session.words == "" and session.state.presence is None
+    fails(session, "plain was not trained with words and cannot follow words; choose discs", session.set_words, "cell")
+    session.set_model("discs")
+    assert session.words == "cells" and session.mask.sum() > plain.sum()
+
+
 # ---------------------------------------------------------------- instances
 
 
